@@ -1,0 +1,274 @@
+//! What a request must be like before anything is done about it. A refusal names the field.
+
+use husk_protocol::TOKEN_LEN;
+use husk_protocol::agent::{CreateRequest, ExecRequest, Mount, Process};
+
+use crate::cgroup::Cgroup;
+use crate::refusal::Refusal;
+use crate::stdio::Token;
+
+/// Checks a Create request as far as that is possible without doing it.
+pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
+    check_id("container", &request.container)?;
+    check_process(request.process.as_ref())?;
+    let root = request
+        .root
+        .as_ref()
+        .ok_or_else(|| Refusal::invalid("root", "is missing"))?;
+    check_id("root.disk", &root.disk)?;
+    for (index, mount) in request.mounts.iter().enumerate() {
+        check_mount(&format!("mounts[{index}]"), mount)?;
+    }
+    for (index, device) in request.devices.iter().enumerate() {
+        check_path(&format!("devices[{index}].path"), &device.path)?;
+        let kind = device.mode & libc::S_IFMT;
+        if ![libc::S_IFCHR, libc::S_IFBLK, libc::S_IFIFO].contains(&kind) {
+            return Err(Refusal::invalid(
+                format!("devices[{index}].mode"),
+                "is of no device or FIFO",
+            ));
+        }
+    }
+    for (field, paths) in [
+        ("masked_paths", &request.masked_paths),
+        ("readonly_paths", &request.readonly_paths),
+    ] {
+        for (index, path) in paths.iter().enumerate() {
+            check_path(&format!("{field}[{index}]"), path)?;
+        }
+    }
+    for (index, setting) in request.cgroup.iter().enumerate() {
+        if !Cgroup::is_file_name(&setting.file) {
+            return Err(Refusal::invalid(
+                format!("cgroup[{index}].file"),
+                "is no name of a file",
+            ));
+        }
+    }
+    check_text("hostname", &request.hostname)?;
+    check_text("domainname", &request.domainname)
+}
+
+fn check_mount(field: &str, mount: &Mount) -> Result<(), Refusal> {
+    check_path(&format!("{field}.destination"), &mount.destination)?;
+    if mount.destination.split('/').all(|name| matches!(name, "" | ".")) {
+        return Err(Refusal::invalid(format!("{field}.destination"), "is the root itself"));
+    }
+    check_text(&format!("{field}.type"), &mount.type_)?;
+    check_text(&format!("{field}.source"), &mount.source)?;
+    check_text(&format!("{field}.data"), &mount.data)
+}
+
+/// Checks an Exec request as far as that is possible without doing it.
+pub(crate) fn check_exec(request: &ExecRequest) -> Result<(), Refusal> {
+    check_id("exec", &request.exec)?;
+    check_process(request.process.as_ref())
+}
+
+fn check_process(process: Option<&Process>) -> Result<(), Refusal> {
+    let process = process.ok_or_else(|| Refusal::invalid("process", "is missing"))?;
+    if process.args.is_empty() {
+        return Err(Refusal::invalid("process.args", "is empty"));
+    }
+    for (field, strings) in [("process.args", &process.args), ("process.env", &process.env)] {
+        for (index, string) in strings.iter().enumerate() {
+            check_text(&format!("{field}[{index}]"), string)?;
+        }
+    }
+    check_path("process.cwd", &process.cwd)?;
+    let stdio = process.stdio.get_or_default();
+    if stdio.terminal && stdio.stdin.is_empty() {
+        return Err(Refusal::invalid(
+            "process.stdio.stdin",
+            "is empty: a terminal needs a connection",
+        ));
+    }
+    if stdio.terminal && !(stdio.stdout.is_empty() && stdio.stderr.is_empty()) {
+        return Err(Refusal::invalid(
+            "process.stdio",
+            "names more than one connection for a terminal",
+        ));
+    }
+    tokens(process).map(drop)
+}
+
+/// The tokens of stdin, stdout and stderr; none for /dev/null.
+pub(crate) fn tokens(process: &Process) -> Result<[Option<Token>; 3], Refusal> {
+    let stdio = process.stdio.get_or_default();
+    let mut tokens = [None; 3];
+    let fields = [
+        ("process.stdio.stdin", &stdio.stdin),
+        ("process.stdio.stdout", &stdio.stdout),
+        ("process.stdio.stderr", &stdio.stderr),
+    ];
+    for (token, (field, bytes)) in tokens.iter_mut().zip(fields) {
+        if !bytes.is_empty() {
+            let array = <[u8; TOKEN_LEN]>::try_from(bytes.as_slice());
+            *token = Some(array.map_err(|_| Refusal::invalid(field, "is not 16 bytes long"))?);
+        }
+    }
+    let named: Vec<_> = tokens.iter().flatten().collect();
+    if (1..named.len()).any(|index| named[..index].contains(&named[index])) {
+        return Err(Refusal::invalid("process.stdio", "names a connection twice"));
+    }
+    Ok(tokens)
+}
+
+fn check_id(field: &str, id: &str) -> Result<(), Refusal> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.bytes().all(allowed) {
+        let reason = "must be 1 to 128 of letters, digits, '_', '.', '-' and not begin with a dot";
+        return Err(Refusal::invalid(field, reason));
+    }
+    Ok(())
+}
+
+fn check_path(field: &str, path: &str) -> Result<(), Refusal> {
+    if !path.starts_with('/') {
+        return Err(Refusal::invalid(field, "is no absolute path"));
+    }
+    check_text(field, path)
+}
+
+fn check_text(field: &str, text: &str) -> Result<(), Refusal> {
+    if text.contains('\0') {
+        Err(Refusal::invalid(field, "contains a NUL"))
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use husk_protocol::agent::{CgroupSetting, Device, Mount, Root, Stdio};
+
+    use super::*;
+
+    fn process() -> Process {
+        Process {
+            args: vec!["sh".to_owned()],
+            cwd: "/".to_owned(),
+            ..Process::default()
+        }
+    }
+
+    fn request() -> CreateRequest {
+        CreateRequest {
+            container: "a".to_owned(),
+            process: Some(process()).into(),
+            root: Some(Root {
+                disk: "husk-0".to_owned(),
+                ..Root::default()
+            })
+            .into(),
+            ..CreateRequest::default()
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut CreateRequest)) -> String {
+        let mut request = request();
+        change(&mut request);
+        let refusal = check_create(&request).unwrap_err();
+        assert_eq!(refusal.code(), ttrpc::Code::INVALID_ARGUMENT);
+        refusal.to_string()
+    }
+
+    #[test]
+    fn a_refusal_names_the_field() {
+        check_create(&request()).unwrap();
+        let process = |request: &mut CreateRequest, change: fn(&mut Process)| {
+            change(request.process.as_mut().unwrap());
+        };
+        for (refusal, field) in [
+            (refused(|r| r.container = "../x".to_owned()), "container:"),
+            (refused(|r| r.container = "x".repeat(129)), "container:"),
+            (refused(|r| r.container = ".x".to_owned()), "container:"),
+            (refused(|r| r.process = None.into()), "process:"),
+            (refused(|r| process(r, |p| p.args.clear())), "process.args:"),
+            (
+                refused(|r| process(r, |p| p.args.push("a\0b".to_owned()))),
+                "process.args[1]:",
+            ),
+            (
+                refused(|r| process(r, |p| p.env.push("\0".to_owned()))),
+                "process.env[0]:",
+            ),
+            (refused(|r| process(r, |p| p.cwd = "x".to_owned())), "process.cwd:"),
+            (refused(|r| r.root = None.into()), "root:"),
+            (
+                refused(|r| r.root.as_mut().unwrap().disk = "a/b".to_owned()),
+                "root.disk:",
+            ),
+            (refused(|r| r.mounts.push(Mount::default())), "mounts[0].destination:"),
+            (
+                refused(|r| {
+                    r.mounts.push(Mount {
+                        destination: "/./".to_owned(),
+                        ..Mount::default()
+                    })
+                }),
+                "mounts[0].destination:",
+            ),
+            (
+                refused(|r| {
+                    r.devices.push(Device {
+                        path: "/dev/x".to_owned(),
+                        ..Device::default()
+                    })
+                }),
+                "devices[0].mode:",
+            ),
+            (refused(|r| r.masked_paths.push("x".to_owned())), "masked_paths[0]:"),
+            (refused(|r| r.readonly_paths.push(String::new())), "readonly_paths[0]:"),
+            (
+                refused(|r| {
+                    r.cgroup.push(CgroupSetting {
+                        file: "../x".to_owned(),
+                        ..CgroupSetting::default()
+                    })
+                }),
+                "cgroup[0].file:",
+            ),
+            (refused(|r| r.hostname = "\0".to_owned()), "hostname:"),
+        ] {
+            assert!(refusal.starts_with(field), "{refusal:?} does not begin with {field:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_of_one_length_and_different() {
+        let with = |stdio: Stdio| Process {
+            stdio: Some(stdio).into(),
+            ..process()
+        };
+        let good = Stdio {
+            stdin: vec![1; 16],
+            stderr: vec![2; 16],
+            ..Stdio::default()
+        };
+        assert_eq!(tokens(&with(good)).unwrap(), [Some([1; 16]), None, Some([2; 16])]);
+        let short = Stdio {
+            stdout: vec![1; 15],
+            ..Stdio::default()
+        };
+        assert!(
+            tokens(&with(short))
+                .unwrap_err()
+                .to_string()
+                .starts_with("process.stdio.stdout")
+        );
+        let twice = Stdio {
+            stdin: vec![1; 16],
+            stderr: vec![1; 16],
+            ..Stdio::default()
+        };
+        assert!(tokens(&with(twice)).is_err());
+        let terminal = Stdio {
+            terminal: true,
+            stdin: vec![1; 16],
+            stdout: vec![2; 16],
+            ..Stdio::default()
+        };
+        assert!(check_process(Some(&with(terminal))).is_err());
+    }
+}

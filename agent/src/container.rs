@@ -1,0 +1,149 @@
+//! What the agent knows of a container and its processes.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use husk_protocol::agent::process_state::Status;
+use husk_protocol::agent::{Failure, ProcessState};
+use nix::unistd::Pid;
+
+use crate::cgroup::Cgroup;
+use crate::poller::Watch;
+
+/// A process's name: its container's, and its own unless it is the container's first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub container: String,
+    /// Empty for the first process.
+    pub exec: String,
+}
+
+impl Name {
+    pub(crate) fn new(container: &str, exec: &str) -> Self {
+        Self {
+            container: container.to_owned(),
+            exec: exec.to_owned(),
+        }
+    }
+
+    pub(crate) fn is_first(&self) -> bool {
+        self.exec.is_empty()
+    }
+}
+
+/// A call that is answered later: the connection's number and the stream's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reply {
+    pub connection: u64,
+    pub stream: u32,
+}
+
+/// A container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    /// What its events are numbered with.
+    pub number: u64,
+    pub cgroup: Cgroup,
+    /// The serial of the disk with its image.
+    pub disk: String,
+    /// Its memory.events, where the kernel has it.
+    pub memory: Option<Watch>,
+    /// Its cgroup.events, while somebody waits for its processes to end.
+    pub emptiness: Option<Watch>,
+    /// How many of its processes its memory limit has killed.
+    pub oom_kills: u64,
+    pub processes: BTreeMap<String, Process>,
+}
+
+/// How a process has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// Its code, or 128 and the signal.
+    pub status: u32,
+    /// Nanoseconds since the epoch.
+    pub at_ns: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub monotonic_ns: u64,
+}
+
+/// Where a process is on its way.
+///
+/// ```text
+/// Building ─▶ Created ─▶ Starting ─▶ Running ─▶ Exited
+///    │           └──────────│──────────────────▶ ▲
+///    └─▶ Unbuilt            └─▶ Unstarted ───────┘
+/// ```
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// It makes its surroundings.
+    Building(Reply),
+    /// It could not, and is about to exit; nothing will be left of it.
+    Unbuilt(Reply, Failure),
+    /// It waits to be started.
+    Created,
+    /// It was told to execute.
+    Starting(Reply),
+    /// It could not, and is about to exit.
+    Unstarted(Reply, Failure),
+    /// It has executed.
+    Running,
+    /// It has been reaped.
+    Exited(Exit),
+}
+
+/// A process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub pid: Pid,
+    /// Names the process and its namespaces even when its number has been given to another.
+    pub pidfd: OwnedFd,
+    pub phase: Phase,
+    /// The way to it until it has executed.
+    pub channel: Option<Watch>,
+    pub has_terminal: bool,
+    /// The terminal's master side, once it is there and until it has hung up.
+    pub terminal: Option<OwnedFd>,
+    /// The connection that the terminal will have.
+    pub terminal_connection: Option<OwnedFd>,
+    /// The flow into its stdin.
+    pub stdin: Option<u64>,
+    /// Who waits for its end.
+    pub waits: Vec<Reply>,
+}
+
+impl Process {
+    /// How it has ended, if it has.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        match self.phase {
+            Phase::Exited(exit) => Some(exit),
+            _ => None,
+        }
+    }
+
+    /// Whether its namespaces are complete and it is alive.
+    pub(crate) fn is_joinable(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Created | Phase::Starting(_) | Phase::Running | Phase::Unstarted(..)
+        )
+    }
+
+    /// Its state as the host sees it; none before it is created.
+    pub(crate) fn state(&self, exec: &str) -> Option<ProcessState> {
+        let status = match self.phase {
+            Phase::Building(_) | Phase::Unbuilt(..) => return None,
+            Phase::Created | Phase::Starting(_) => Status::CREATED,
+            Phase::Running | Phase::Unstarted(..) => Status::RUNNING,
+            Phase::Exited(_) => Status::STOPPED,
+        };
+        Some(ProcessState {
+            exec: exec.to_owned(),
+            pid: self.pid.as_raw().cast_unsigned(),
+            status: status.into(),
+            exit_status: self.exit().map_or(0, |exit| exit.status),
+            exited_at_ns: self.exit().map_or(0, |exit| exit.at_ns),
+            terminal: self.has_terminal,
+            ..ProcessState::default()
+        })
+    }
+}

@@ -1,0 +1,335 @@
+//! The system calls that nix has not: the agent's only unsafe code.
+
+#![allow(unsafe_code)]
+
+use std::ffi::c_int;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::unistd::Pid;
+
+/// Both ends of a new process, as seen by each.
+#[derive(Debug)]
+pub(crate) enum Forked {
+    Parent { child: Pid, pidfd: OwnedFd },
+    Child,
+}
+
+/// Makes a process that is a copy of this one, in the cgroup whose directory is given and in new namespaces as
+/// `namespaces` (CLONE_NEW*) asks.
+///
+/// # Errors
+///
+/// What clone3(2) says.
+pub(crate) fn fork_into(cgroup: BorrowedFd<'_>, namespaces: c_int) -> nix::Result<Forked> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: zeroes are a valid clone_args (every field is a number, and zero means absent).
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    let flags = i64::from(namespaces) | i64::from(libc::CLONE_PIDFD) | CLONE_INTO_CGROUP;
+    args.flags = flags.cast_unsigned();
+    args.pidfd = (&raw mut pidfd).addr() as u64;
+    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    // SAFETY: the arguments are complete and outlive the call; without CLONE_VM the child has a copy of everything,
+    // and the agent has one thread, so that no lock is held by a thread that the child lacks.
+    let child = Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) })?;
+    if child == 0 {
+        return Ok(Forked::Child);
+    }
+    // SAFETY: the kernel has stored a new descriptor there, which nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Forked::Parent {
+        child: Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?),
+        pidfd,
+    })
+}
+
+/// CLONE_INTO_CGROUP of linux/sched.h, which does not fit the type of libc's constants.
+const CLONE_INTO_CGROUP: i64 = 0x2_0000_0000;
+
+/// Ends the process at once, running nothing on the way.
+pub(crate) fn exit_now(status: c_int) -> ! {
+    // SAFETY: _exit may be called at any time.
+    unsafe { libc::_exit(status) }
+}
+
+/// Closes every descriptor that is not in `keep`.
+///
+/// Only for a process that will not return to the code which owns them.
+pub(crate) fn close_all_but(keep: &[RawFd]) -> nix::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().map(|fd| fd.cast_unsigned()).collect();
+    keep.sort_unstable();
+    let mut first = 0;
+    for fd in keep.into_iter().chain([u32::MAX]) {
+        if first < fd {
+            // SAFETY: the caller owns none of the descriptors any more.
+            Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) })?;
+        }
+        first = fd.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// Marks the descriptors from `first` on to be closed by execve(2).
+pub(crate) fn close_on_exec_from(first: RawFd) -> nix::Result<()> {
+    // SAFETY: no descriptor is closed here.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    Errno::result(result).map(drop)
+}
+
+/// Makes `fd` one of the process's standard streams (`target` 0, 1 or 2).
+pub(crate) fn become_stream(fd: BorrowedFd<'_>, target: c_int) -> nix::Result<()> {
+    // SAFETY: the standard streams are owned by nobody.
+    Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), target) }).map(drop)
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+pub(crate) fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// Nanoseconds since the epoch.
+pub(crate) fn wall_clock_ns() -> u64 {
+    clock_ns(libc::CLOCK_REALTIME)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a valid timespec; both clocks exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// Sets the NIS domain name of the process's UTS namespace.
+pub(crate) fn set_domainname(name: &str) -> nix::Result<()> {
+    // SAFETY: pointer and length are the string's.
+    Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+/// Kernel messages of this level and above stay off the console.
+pub(crate) fn set_console_level(level: c_int) {
+    const CONSOLE_LEVEL: c_int = 8;
+    // SAFETY: this action takes no buffer.
+    unsafe { libc::klogctl(CONSOLE_LEVEL, std::ptr::null_mut(), level) };
+}
+
+/// Brings the interface `lo` of the process's network namespace up.
+pub(crate) fn bring_loopback_up() -> nix::Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: zeroes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "the flag fits; the field is shorter than the constant"
+    )]
+    let flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    request.ifr_ifru.ifru_flags = flags;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) }).map(drop)
+}
+
+/// Gives every signal its default action and blocks none.
+pub(crate) fn reset_signals() -> nix::Result<()> {
+    // The kernel's sigaction with nothing in it. The C library's function would leave out the signals that it uses
+    // itself, but somebody may have made the agent ignore those too.
+    let default = [0_u64; 4];
+    let old = std::ptr::null_mut::<u64>();
+    for signal in 1..=64 {
+        // SAFETY: the default action runs no code of ours. It fails for SIGKILL and SIGSTOP, which have it anyway.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, 8) };
+    }
+    nix::sys::signal::SigSet::empty().thread_set_mask()
+}
+
+/// Lets a write to a pipe or connection without a reader fail instead of killing the agent.
+pub(crate) fn ignore_broken_pipes() {
+    // SAFETY: ignoring a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Sends a signal by number: real-time signals have no name in nix.
+pub(crate) fn kill(pid: Pid, signal: c_int) -> nix::Result<()> {
+    // SAFETY: kill(2) touches no memory.
+    Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)
+}
+
+/// A child that has ended, and its exit code or 128 and the signal that has ended it. The kernel forgets it.
+pub(crate) fn reap() -> Option<(i32, u32)> {
+    let mut status: c_int = 0;
+    // SAFETY: the pointer is to an int.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    if pid <= 0 {
+        return None;
+    }
+    let code = if libc::WIFSIGNALED(status) {
+        128 + libc::WTERMSIG(status)
+    } else {
+        libc::WEXITSTATUS(status)
+    };
+    Some((pid, code.cast_unsigned()))
+}
+
+/// Whether there is a child, dead or alive.
+pub(crate) fn has_children() -> bool {
+    let flags = libc::WNOHANG | libc::WEXITED | libc::WNOWAIT;
+    // SAFETY: waitid(2) takes a null pointer for a result that nobody wants.
+    unsafe { libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags) == 0 }
+}
+
+/// Sets a resource limit by number.
+pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
+    let limit = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    let old = std::ptr::null_mut::<libc::rlimit64>();
+    // SAFETY: the new limit is valid, the old one is not asked for.
+    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, old) }).map(drop)
+}
+
+/// The hard limit of a resource.
+pub(crate) fn hard_limit(resource: u32) -> nix::Result<u64> {
+    let mut limit = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    let new = std::ptr::null::<libc::rlimit64>();
+    // SAFETY: no new limit is set, the old one is written where it fits.
+    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, new, &raw mut limit) })?;
+    Ok(limit.rlim_max)
+}
+
+/// prctl(2) with numbers only.
+fn prctl(option: c_int, one: u64, two: u64) -> nix::Result<c_int> {
+    let zero: libc::c_ulong = 0;
+    // SAFETY: the callers pass options whose arguments are numbers.
+    Errno::result(unsafe { libc::prctl(option, one, two, zero, zero) })
+}
+
+/// Keeps other processes from tracing this one or reading its memory, until it executes.
+pub(crate) fn forbid_tracing() -> nix::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
+}
+
+/// Whether capabilities survive the change of the user.
+pub(crate) fn keep_capabilities(keep: bool) -> nix::Result<()> {
+    prctl(libc::PR_SET_KEEPCAPS, u64::from(keep), 0).map(drop)
+}
+
+/// No execve(2) gives new privileges from now on.
+pub(crate) fn forbid_new_privileges() -> nix::Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
+}
+
+/// Whether a capability is in the bounding set; `EINVAL` for one that the kernel does not have.
+pub(crate) fn bounding_has(capability: u8) -> nix::Result<bool> {
+    prctl(libc::PR_CAPBSET_READ, capability.into(), 0).map(|has| has == 1)
+}
+
+/// Takes a capability out of the bounding set.
+pub(crate) fn drop_bounding(capability: u8) -> nix::Result<()> {
+    prctl(libc::PR_CAPBSET_DROP, capability.into(), 0).map(drop)
+}
+
+/// Empties the ambient set.
+pub(crate) fn clear_ambient() -> nix::Result<()> {
+    prctl(libc::PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0).map(drop)
+}
+
+/// Puts a capability into the ambient set.
+pub(crate) fn raise_ambient(capability: u8) -> nix::Result<()> {
+    prctl(libc::PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability.into()).map(drop)
+}
+
+const PR_CAP_AMBIENT_RAISE: u64 = 2;
+const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
+
+/// Sets the process's own capability sets; bit n is capability n.
+pub(crate) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> nix::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    #[repr(C)]
+    struct Sets {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    // _LINUX_CAPABILITY_VERSION_3 of linux/capability.h: two words a set.
+    let header = Header {
+        version: 0x2008_0522,
+        pid: 0,
+    };
+    let word = |set: u64, index: u32| u32::try_from((set >> (32 * index)) & u64::from(u32::MAX)).unwrap_or(0);
+    let sets = [0, 1].map(|index| Sets {
+        effective: word(effective, index),
+        permitted: word(permitted, index),
+        inheritable: word(inheritable, index),
+    });
+    // SAFETY: both pointers are to what version 3 prescribes.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) }).map(drop)
+}
+
+/// Unlocks a terminal and opens its other end, without a path that somebody could have replaced.
+pub(crate) fn open_terminal_peer(master: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let unlock: c_int = 0;
+    // SAFETY: TIOCSPTLCK reads an int.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK as _, &raw const unlock) })?;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes open flags.
+    let peer = Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER as _, flags) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(peer) })
+}
+
+/// The number N of the terminal /dev/pts/N.
+pub(crate) fn terminal_number(master: BorrowedFd<'_>) -> nix::Result<u32> {
+    let mut number: libc::c_uint = 0;
+    // SAFETY: TIOCGPTN writes an unsigned int.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN as _, &raw mut number) })?;
+    Ok(number)
+}
+
+/// Makes the terminal that is the process's stdin its session's controlling one.
+pub(crate) fn take_controlling_terminal() -> nix::Result<()> {
+    // SAFETY: TIOCSCTTY takes a number.
+    Errno::result(unsafe { libc::ioctl(0, libc::TIOCSCTTY as _, 0) }).map(drop)
+}
+
+/// Sets a terminal's size in characters.
+pub(crate) fn set_terminal_size(terminal: BorrowedFd<'_>, columns: u16, rows: u16) -> nix::Result<()> {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCSWINSZ reads a winsize.
+    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size) }).map(drop)
+}
+
+/// A socket that receives the kernel's device events.
+pub(crate) fn device_events() -> nix::Result<OwnedFd> {
+    let flags = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket(2) touches no memory.
+    let fd = Errno::result(unsafe { libc::socket(libc::AF_NETLINK, flags, libc::NETLINK_KOBJECT_UEVENT) })?;
+    // SAFETY: the descriptor is new and ours.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: zeroes are a valid sockaddr_nl.
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    #[allow(clippy::cast_possible_truncation, reason = "AF_NETLINK is 16")]
+    let family = libc::AF_NETLINK as libc::sa_family_t;
+    address.nl_family = family;
+    // The kernel's own messages; group 2 has those of a udev daemon.
+    address.nl_groups = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(0);
+    // SAFETY: address and length describe a sockaddr_nl.
+    Errno::result(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(socket)
+}

@@ -1,0 +1,7 @@
+//! The agent as a whole, against this machine's kernel.
+
+mod guest;
+mod limits;
+mod processes;
+mod surroundings;
+mod terminals;

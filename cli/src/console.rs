@@ -1,0 +1,71 @@
+//! `husk console`: the guest's console of a running sandbox.
+
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::thread;
+
+use anyhow::{Context, Result};
+use husk_sandbox::rundir::RunRoot;
+
+use crate::args::{ConsoleArgs, Global};
+use crate::exec::link;
+use crate::relay::write_all;
+use crate::terminal::{Raw, on_stdin};
+
+/// Ctrl-], which telnet uses too.
+const DETACH: u8 = 0x1d;
+
+pub(crate) fn console(global: &Global, args: &ConsoleArgs) -> Result<u8> {
+    let found = RunRoot::open(&global.root())?.find(&args.name)?;
+    let stream = link(global, &found)?.console()?;
+    let terminal = on_stdin();
+    let raw = match terminal {
+        true => {
+            eprintln!("husk: attached to the console of {}; Ctrl-] detaches", args.name);
+            Some(Raw::new().context("the terminal cannot be made raw")?)
+        }
+        false => None,
+    };
+    let (sender, receiver) = mpsc::channel();
+    let (typed, done) = (stream.try_clone()?, sender.clone());
+    thread::Builder::new().name("input".into()).spawn(move || {
+        if type_into(&typed, terminal) {
+            // The main thread may have left already.
+            let _ = done.send(());
+        }
+    })?;
+    thread::Builder::new().name("output".into()).spawn(move || {
+        show(stream);
+        let _ = sender.send(());
+    })?;
+    receiver.recv()?;
+    drop(raw);
+    Ok(0)
+}
+
+/// Types stdin into the console; says whether the person has detached.
+fn type_into(console: &UnixStream, terminal: bool) -> bool {
+    let mut keys = [0; 1024];
+    while let Ok(count @ 1..) = io::stdin().lock().read(&mut keys) {
+        let detach = keys[..count].iter().position(|key| terminal && *key == DETACH);
+        let typed = &keys[..detach.unwrap_or(count)];
+        if write_all(console.as_fd(), typed).is_err() || detach.is_some() {
+            return true;
+        }
+    }
+    // What it still says is shown, as after the end of a file.
+    let _ = console.shutdown(Shutdown::Write);
+    false
+}
+
+fn show(mut console: UnixStream) {
+    let mut text = [0; 4096];
+    while let Ok(count @ 1..) = console.read(&mut text) {
+        if write_all(io::stdout().as_fd(), &text[..count]).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Copies a process's streams: ours to the guest, the guest's to ours.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use husk_sandbox::guest::Streams;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+const CHUNK: usize = 64 << 10;
+/// How long a stream may stay silent and open when its process has exited: a process that it has left behind may hold
+/// it for as long as it likes.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// The copying threads.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    outputs: Vec<JoinHandle<()>>,
+    exited: Arc<EventFd>,
+}
+
+impl Relay {
+    /// Begins to copy. `forward_stdin` says whether what is typed into a terminal is passed on; without a terminal the
+    /// streams themselves say it.
+    pub(crate) fn start(streams: Streams, terminal: bool, forward_stdin: bool) -> Result<Self> {
+        let exited = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("an event cannot be made")?;
+        let mut relay = Self {
+            outputs: Vec::new(),
+            exited: Arc::new(exited),
+        };
+        let Streams { stdin, stdout, stderr } = streams;
+        if terminal {
+            let stream = stdin.context("the terminal has no stream")?;
+            relay.output(stream.try_clone()?, io::stdout().as_fd())?;
+            if forward_stdin {
+                input(stream)?;
+            }
+            return Ok(relay);
+        }
+        if let Some(stream) = stdout {
+            relay.output(stream, io::stdout().as_fd())?;
+        }
+        if let Some(stream) = stderr {
+            relay.output(stream, io::stderr().as_fd())?;
+        }
+        if let Some(stream) = stdin {
+            input(stream)?;
+        }
+        Ok(relay)
+    }
+
+    fn output(&mut self, from: UnixStream, to: BorrowedFd<'_>) -> Result<()> {
+        let to = to.try_clone_to_owned()?;
+        let exited = Arc::clone(&self.exited);
+        let thread = thread::Builder::new().name("output".into());
+        self.outputs
+            .push(thread.spawn(move || copy_output(from, &to, &exited))?);
+        Ok(())
+    }
+
+    /// The process has exited: waits until all that it wrote is copied.
+    pub(crate) fn finish(self) {
+        // An event that cannot be raised would only mean that streams are waited for which a stray process holds.
+        let _ = self.exited.write(1);
+        for output in self.outputs {
+            // A thread that has panicked has said so.
+            let _ = output.join();
+        }
+    }
+}
+
+fn input(to: UnixStream) -> Result<()> {
+    let from = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    // Never waited for: it may be blocked for as long as nobody types.
+    thread::Builder::new()
+        .name("input".into())
+        .spawn(move || copy_input(from, &to))?;
+    Ok(())
+}
+
+fn copy_input(mut from: File, to: &UnixStream) {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        match from.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => {
+                if write_all(to.as_fd(), &chunk[..count]).is_err() {
+                    // The process reads no more.
+                    return;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if wait(from.as_fd(), PollFlags::POLLIN).is_err() {
+                    break;
+                }
+            }
+            // A terminal that is gone reads as an error.
+            Err(_) => break,
+        }
+    }
+    // The other end may be gone already.
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// Copies until the stream ends or is silent after its process's exit. When our own end cannot be written to, the
+/// stream is closed, so that the process learns of it as it would of a closed pipe.
+fn copy_output(mut from: UnixStream, to: &OwnedFd, exited: &EventFd) {
+    let mut chunk = vec![0; CHUNK];
+    let mut over = false;
+    loop {
+        match readable(&from, (!over).then_some(exited)) {
+            Ok(Readable::Stream) => {}
+            Ok(Readable::Exited) => {
+                over = true;
+                continue;
+            }
+            Ok(Readable::Nothing) | Err(_) => return,
+        }
+        match from.read(&mut chunk) {
+            Ok(0) => return,
+            Ok(count) => {
+                if write_all(to.as_fd(), &chunk[..count]).is_err() {
+                    // The guest hears of it; that it may have gone itself does not matter.
+                    let _ = from.shutdown(Shutdown::Both);
+                    return;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+enum Readable {
+    Stream,
+    Exited,
+    Nothing,
+}
+
+/// Waits for the stream, and for the exit as long as it has not been heard of.
+fn readable(stream: &UnixStream, exited: Option<&EventFd>) -> nix::Result<Readable> {
+    loop {
+        let mut watched = vec![PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        watched.extend(exited.map(|event| PollFd::new(event.as_fd(), PollFlags::POLLIN)));
+        let timeout = match exited {
+            Some(_) => PollTimeout::NONE,
+            None => PollTimeout::try_from(SILENCE).unwrap_or(PollTimeout::MAX),
+        };
+        match poll(&mut watched, timeout) {
+            Ok(0) => return Ok(Readable::Nothing),
+            Ok(_) if watched[0].any().unwrap_or(true) => return Ok(Readable::Stream),
+            Ok(_) => return Ok(Readable::Exited),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Writes everything, also to a descriptor that somebody else has made non-blocking.
+pub(crate) fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> nix::Result<()> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(to, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::EAGAIN) => wait(to, PollFlags::POLLOUT)?,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn wait(descriptor: BorrowedFd<'_>, events: PollFlags) -> nix::Result<()> {
+    match poll(&mut [PollFd::new(descriptor, events)], PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Copies a stream to stderr until it ends.
+pub(crate) fn to_stderr(mut from: UnixStream) -> Result<JoinHandle<()>> {
+    let copy = move || {
+        let mut chunk = vec![0; CHUNK];
+        while let Ok(count @ 1..) = from.read(&mut chunk) {
+            if write_all(io::stderr().as_fd(), &chunk[..count]).is_err() {
+                break;
+            }
+        }
+        // What is left in no buffer need not be flushed.
+        let _ = io::stderr().flush();
+    };
+    Ok(thread::Builder::new().name("console".into()).spawn(copy)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn output() -> (UnixStream, UnixStream, Arc<EventFd>, JoinHandle<()>) {
+        let (guest, from) = UnixStream::pair().unwrap();
+        let (to, reader) = UnixStream::pair().unwrap();
+        let exited = Arc::new(EventFd::new().unwrap());
+        let event = Arc::clone(&exited);
+        let thread = thread::spawn(move || copy_output(from, &to.into(), &event));
+        (guest, reader, exited, thread)
+    }
+
+    #[test]
+    fn what_was_written_before_the_exit_is_copied_after_it() {
+        let (mut guest, mut reader, exited, thread) = output();
+        let copied = thread::spawn(move || reader.read_to_end(&mut Vec::new()).unwrap());
+        exited.write(1).unwrap();
+        guest.write_all(&vec![7; 1 << 20]).unwrap();
+        drop(guest);
+        thread.join().unwrap();
+        assert_eq!(copied.join().unwrap(), 1 << 20);
+    }
+
+    #[test]
+    fn a_stream_that_a_stray_process_holds_is_left_after_the_exit() {
+        let (guest, _reader, exited, thread) = output();
+        let before = Instant::now();
+        exited.write(1).unwrap();
+        thread.join().unwrap();
+        assert!(before.elapsed() >= SILENCE);
+        drop(guest);
+    }
+
+    #[test]
+    fn a_closed_output_closes_the_stream() {
+        let (mut guest, reader, _exited, thread) = output();
+        drop(reader);
+        guest.write_all(b"x").unwrap();
+        thread.join().unwrap();
+        assert_eq!(guest.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_non_blocking_output_gets_everything() {
+        let (to, mut reader) = UnixStream::pair().unwrap();
+        to.set_nonblocking(true).unwrap();
+        let writer = thread::spawn(move || write_all(to.as_fd(), &vec![7; 4 << 20]).unwrap());
+        let mut text = Vec::new();
+        reader.read_to_end(&mut text).unwrap();
+        writer.join().unwrap();
+        assert_eq!(text.len(), 4 << 20);
+    }
+}

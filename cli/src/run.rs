@@ -1,0 +1,189 @@
+//! `husk run`: a container in a new sandbox, to its end.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use husk_sandbox::agent::{Ready, WaitResponse};
+use husk_sandbox::artefacts;
+use husk_sandbox::bundle::{Bundle, Standard};
+use husk_sandbox::guest::ProcessId;
+use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
+use husk_sandbox::keeper::Keeper;
+use husk_sandbox::rundir::{self, RunRoot};
+use husk_sandbox::sandbox::{Options, Sandbox};
+use husk_sandbox::timeline::Timeline;
+
+use crate::args::{Global, RunArgs};
+use crate::attach::{self, Progress, Session, Target};
+use crate::relay::{self, Relay};
+use crate::terminal::Raw;
+use crate::timings::Timings;
+use crate::{doctor, overrides};
+
+/// How long the console may take to say its last words.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
+    let timeline = Arc::new(Timeline::default());
+    timeline.note("husk started", started);
+    doctor::require_kvm()?;
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => random_name()?,
+    };
+    rundir::check_name(&name)?;
+    let bundle = bundle(args, &name)?;
+    let cache = args.image_cache.clone().unwrap_or_else(artefacts::default_image_cache);
+    let cache = Cache::open(&cache, DEFAULT_LIMIT)?;
+    let root = RunRoot::open(&global.root())?;
+    // Before the first thread, and before there is anything to clean up.
+    let _keeper = Keeper::start(root.path(), &name)?;
+    let dir = root.create(&name)?;
+    let session = Session::begin()?;
+    let options = Options {
+        cpus: args.cpus,
+        memory_mib: args.memory,
+        disks: 1,
+        console: args.console,
+        kernel: args.kernel.clone(),
+        patience: global.patience(),
+    };
+    let sandbox = Arc::new(Sandbox::spawn(dir, &options, Arc::clone(&timeline))?);
+    let console = match args.console {
+        true => Some(relay::to_stderr(sandbox.link()?.console()?)?),
+        false => None,
+    };
+    let work = Work {
+        sandbox: Arc::clone(&sandbox),
+        name,
+        bundle,
+        cache,
+        interactive: args.process.interactive,
+        timings: args.timings,
+    };
+    let result = session.drive(move |progress| work.run(progress));
+    let removed = sandbox.remove();
+    if let Some(console) = console {
+        // The machine hangs up when it ends; a person waits for it no longer than this.
+        join_within(console, LAST_WORDS);
+    }
+    let code = result?;
+    removed?;
+    Ok(code)
+}
+
+/// Waits for a thread for a limited time.
+fn join_within(thread: std::thread::JoinHandle<()>, limit: Duration) {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let waiter = std::thread::Builder::new().spawn(move || {
+        // How the thread ended does not matter, nor whether it is still waited for.
+        let _ = thread.join();
+        let _ = sender.send(());
+    });
+    if waiter.is_ok() {
+        let _ = receiver.recv_timeout(limit);
+    }
+}
+
+fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
+    let mut bundle = match (&args.source.bundle, &args.source.rootfs) {
+        (Some(dir), _) => Bundle::load(&absolute(dir)?)?,
+        (None, Some(rootfs)) => {
+            let choice = Standard {
+                args: vec!["sh".into()],
+                terminal: args.process.tty,
+                hostname: name.into(),
+            };
+            Bundle::standard(&absolute(rootfs)?, &choice)?
+        }
+        (None, None) => anyhow::bail!("name a --bundle or a --rootfs to run"),
+    };
+    let request = &mut bundle.request;
+    if let Some(hostname) = &args.hostname {
+        anyhow::ensure!(
+            hostname.len() <= rundir::MAX_NAME,
+            "the host name {hostname:?} is longer than 64 bytes"
+        );
+        request.hostname.clone_from(hostname);
+        overrides::set_env(
+            &mut request.process.mut_or_insert_default().env,
+            &format!("HOSTNAME={hostname}"),
+        )?;
+    }
+    request.root.mut_or_insert_default().read_only |= args.read_only;
+    let process = request.process.mut_or_insert_default();
+    if !args.command.is_empty() {
+        process.args.clone_from(&args.command);
+    }
+    overrides::apply(&args.process, &bundle.root, process)?;
+    Ok(bundle)
+}
+
+fn absolute(path: &std::path::Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
+}
+
+/// Twelve random hexadecimal digits.
+pub(crate) fn random_name() -> Result<String> {
+    let mut bytes = [0; 6];
+    let mut source = File::open("/dev/urandom").context("/dev/urandom cannot be read")?;
+    source.read_exact(&mut bytes).context("/dev/urandom cannot be read")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// What a thread does while another hears signals.
+struct Work {
+    sandbox: Arc<Sandbox>,
+    name: String,
+    bundle: Bundle,
+    cache: Cache,
+    interactive: bool,
+    timings: bool,
+}
+
+impl Work {
+    fn run(self, progress: &Progress) -> Result<u8> {
+        let (ready, disk) = self.sandbox.prepare(self.cache, self.bundle.root.clone())?;
+        let terminal = self.bundle.request.process.stdio.terminal;
+        let streams = self.sandbox.create(&self.name, self.bundle, disk, self.interactive)?;
+        let raw = match terminal && self.interactive && crate::terminal::on_stdin() {
+            true => Some(Raw::new().context("the terminal cannot be made raw")?),
+            false => None,
+        };
+        let process = ProcessId {
+            container: self.name,
+            exec: String::new(),
+        };
+        let relay = Relay::start(streams, terminal, self.interactive)?;
+        let started_ns = self.sandbox.start(&process)?;
+        progress.started(Target {
+            guest: self.sandbox.guest()?,
+            process: process.clone(),
+            terminal,
+        });
+        let exit = self.sandbox.wait(&process)?;
+        relay.finish();
+        drop(raw);
+        if self.timings {
+            print_timings(&self.sandbox, &ready, started_ns, &exit)?;
+        }
+        if exit.oom_killed {
+            tracing::warn!("the container's memory limit has killed a process");
+        }
+        Ok(attach::status(exit.status))
+    }
+}
+
+fn print_timings(sandbox: &Sandbox, ready: &Ready, started_ns: u64, exit: &WaitResponse) -> Result<()> {
+    let status = sandbox.link()?.status()?;
+    let mut timings = Timings::new(sandbox.timeline().phases());
+    timings.vmm(status.phases);
+    timings.guest(ready, started_ns, exit.exited_ns);
+    eprint!("{timings}");
+    eprintln!("exits to husk-vmm: {} {:?}", status.exits.total(), status.exits.0);
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! Taking requests out of a queue, with every error of the ring told apart from its end.
+
+use std::sync::atomic::Ordering;
+
+use thiserror::Error;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+use super::Memory;
+
+/// What is wrong with a ring. Each is the driver's fault and none can be mended: the device needs a reset.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum ChainError {
+    #[error("the available ring cannot be used")]
+    Ring(#[source] virtio_queue::Error),
+    #[error("an entry of the available ring cannot be read")]
+    Entry,
+    #[error("the descriptor chain at {head} is empty, endless, longer than its queue or leaves its table")]
+    Broken { head: u16 },
+    #[error("the descriptor chain at {head} has a part for the device to read behind one for it to write")]
+    Order { head: u16 },
+}
+
+/// One request: the buffers of a descriptor chain. Meant to be used again for the next, so that it allocates once.
+///
+/// The addresses and lengths are the driver's word: they are checked when guest memory is accessed.
+#[derive(Debug, Default)]
+pub struct Chain {
+    head: u16,
+    descriptors: Vec<Descriptor>,
+    /// How many descriptors, at the front, are for the device to read.
+    readable: usize,
+}
+
+impl Chain {
+    /// An empty chain.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The chain's first descriptor, by which it is returned to the driver.
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// The buffers that the device reads.
+    #[must_use]
+    pub fn readable(&self) -> &[Descriptor] {
+        &self.descriptors[..self.readable]
+    }
+
+    /// The buffers that the device writes.
+    #[must_use]
+    pub fn writable(&self) -> &[Descriptor] {
+        &self.descriptors[self.readable..]
+    }
+
+    /// Takes the next request out of the queue into this chain; returns whether there was one.
+    ///
+    /// # Errors
+    /// The ring or the chain makes no sense; nothing more can be done with this queue.
+    pub fn take(&mut self, queue: &mut Queue, memory: &Memory) -> Result<bool, ChainError> {
+        self.descriptors.clear();
+        self.readable = 0;
+        let size = usize::from(queue.size());
+        // The iterator below ends in the same way at the end of the ring and at an entry that it cannot read.
+        let end = queue.avail_idx(memory, Ordering::Acquire).map_err(ChainError::Ring)?;
+        if end.0 == queue.next_avail() {
+            return Ok(false);
+        }
+        let mut available = queue.iter(memory).map_err(ChainError::Ring)?;
+        let mut found = available.next().ok_or(ChainError::Entry)?;
+        let head = found.head_index();
+        self.head = head;
+        let mut complete = false;
+        // Section 2.7.5.3.1: a chain is never longer than its queue, also in an indirect table.
+        for descriptor in found.by_ref().take(size) {
+            if descriptor.is_write_only() {
+                complete = !descriptor.has_next();
+            } else if self.readable < self.descriptors.len() {
+                // Section 2.7.4.2: what the device writes comes behind all that it reads.
+                return Err(ChainError::Order { head });
+            } else {
+                complete = !descriptor.has_next();
+                self.readable += 1;
+            }
+            self.descriptors.push(descriptor);
+        }
+        // The iterator ends without a word at whatever it cannot follow; then the last one says that more should come.
+        if complete {
+            Ok(true)
+        } else {
+            Err(ChainError::Broken { head })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use virtio_queue::QueueState;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    const SIZE: u16 = 8;
+    const DESCRIPTORS: u64 = 0x1000;
+    const AVAILABLE: u64 = 0x2000;
+    /// Behind the queue's own table, for indirect ones.
+    const MEMORY: usize = 0x4000;
+
+    fn queue() -> Queue {
+        Queue::try_from(QueueState {
+            max_size: SIZE,
+            next_avail: 0,
+            next_used: 0,
+            event_idx_enabled: false,
+            size: SIZE,
+            ready: true,
+            desc_table: DESCRIPTORS,
+            avail_ring: AVAILABLE,
+            used_ring: 0x3000,
+        })
+        .unwrap()
+    }
+
+    fn memory() -> Memory {
+        Memory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap()
+    }
+
+    /// Descriptors as a hostile driver writes them, near to sense.
+    fn descriptor() -> impl Strategy<Value = (u64, u32, u16, u16)> {
+        let address = prop_oneof![Just(DESCRIPTORS), Just(DESCRIPTORS + 64), any::<u64>()];
+        let length = prop_oneof![(0_u32..12).prop_map(|count| count * 16), any::<u32>()];
+        (address, length, 0_u16..8, 0_u16..SIZE + 2)
+    }
+
+    proptest! {
+        #[test]
+        fn takes_what_makes_sense_and_refuses_the_rest(
+            table in prop::collection::vec(descriptor(), usize::from(SIZE)),
+            heads in prop::collection::vec(0..SIZE + 1, 1..12),
+        ) {
+            let (memory, mut queue, mut chain) = (memory(), queue(), Chain::new());
+            for (index, (address, length, flags, next)) in table.iter().enumerate() {
+                let base = DESCRIPTORS + index as u64 * 16;
+                memory.write_obj(*address, GuestAddress(base)).unwrap();
+                memory.write_obj(*length, GuestAddress(base + 8)).unwrap();
+                memory.write_obj(*flags, GuestAddress(base + 12)).unwrap();
+                memory.write_obj(*next, GuestAddress(base + 14)).unwrap();
+            }
+            for (index, head) in heads.iter().enumerate() {
+                let entry = AVAILABLE + 4 + index as u64 % u64::from(SIZE) * 2;
+                memory.write_obj(*head, GuestAddress(entry)).unwrap();
+            }
+            let count = u16::try_from(heads.len()).unwrap();
+            memory.write_obj(count, GuestAddress(AVAILABLE + 2)).unwrap();
+            let mut taken = 0;
+            loop {
+                match chain.take(&mut queue, &memory) {
+                    Ok(true) => {
+                        taken += 1;
+                        prop_assert!(chain.head() < SIZE);
+                        let length = chain.readable().len() + chain.writable().len();
+                        prop_assert!((1..=usize::from(SIZE)).contains(&length));
+                        prop_assert!(chain.readable().iter().all(|part| !part.is_write_only()));
+                        prop_assert!(chain.writable().iter().all(|part| part.is_write_only()));
+                    }
+                    Ok(false) => {
+                        prop_assert_eq!(taken, heads.len());
+                        break;
+                    }
+                    Err(_) => break,
+                }
+            }
+            if heads.len() > usize::from(SIZE) {
+                prop_assert_eq!(taken, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn finds_an_empty_ring_empty() {
+        let (memory, mut queue) = (memory(), queue());
+        assert!(!Chain::new().take(&mut queue, &memory).unwrap());
+    }
+}

@@ -1,0 +1,241 @@
+//! The fields of `config.json` that are honoured; all others are refused by name.
+//!
+//! The check walks the JSON as it stands in the file, so that a field which no type knows (a newer specification's, a
+//! misspelt one) is found as well as one that is known and not honoured. A field without content (`null`, `[]`, `{}`)
+//! asks for nothing and passes.
+
+use serde_json::Value;
+
+use super::BundleError;
+
+/// What is honoured at one place of the configuration.
+enum Field {
+    /// Any value; its type and range are checked where it is translated.
+    Any,
+    /// Only these strings, which say what husk does anyway.
+    Text(&'static [&'static str]),
+    /// Only this truth value, which says what husk does anyway.
+    Bool(bool),
+    /// Only zero, which means "not set".
+    Zero,
+    /// A list of such values.
+    List(&'static Field),
+    /// An object with these fields and no others.
+    Object(&'static [(&'static str, Field)]),
+}
+
+use Field::{Any, Bool, List, Object, Text, Zero};
+
+const SPEC: Field = Object(&[
+    ("ociVersion", Any),
+    ("annotations", Any),
+    ("hostname", Any),
+    ("domainname", Any),
+    ("root", Object(&[("path", Any), ("readonly", Any)])),
+    (
+        "mounts",
+        List(&Object(&[
+            ("destination", Any),
+            ("type", Any),
+            ("source", Any),
+            ("options", List(&Any)),
+        ])),
+    ),
+    ("process", PROCESS),
+    ("linux", LINUX),
+]);
+
+const PROCESS: Field = Object(&[
+    ("terminal", Any),
+    ("consoleSize", Object(&[("height", Any), ("width", Any)])),
+    (
+        "user",
+        Object(&[
+            ("uid", Any),
+            ("gid", Any),
+            ("umask", Any),
+            ("additionalGids", List(&Any)),
+            ("username", Text(&[""])),
+        ]),
+    ),
+    ("args", List(&Any)),
+    ("env", List(&Any)),
+    ("cwd", Any),
+    (
+        "capabilities",
+        Object(&[
+            ("bounding", List(&Any)),
+            ("effective", List(&Any)),
+            ("inheritable", List(&Any)),
+            ("permitted", List(&Any)),
+            ("ambient", List(&Any)),
+        ]),
+    ),
+    ("rlimits", List(&Object(&[("type", Any), ("hard", Any), ("soft", Any)]))),
+    ("noNewPrivileges", Any),
+    ("oomScoreAdj", Any),
+    ("apparmorProfile", Text(&[""])),
+    ("selinuxLabel", Text(&[""])),
+]);
+
+const LINUX: Field = Object(&[
+    ("namespaces", List(&Object(&[("type", Any), ("path", Text(&[""]))]))),
+    (
+        "devices",
+        List(&Object(&[
+            ("path", Any),
+            ("type", Any),
+            ("major", Any),
+            ("minor", Any),
+            ("fileMode", Any),
+            ("uid", Any),
+            ("gid", Any),
+        ])),
+    ),
+    ("maskedPaths", List(&Any)),
+    ("readonlyPaths", List(&Any)),
+    ("mountLabel", Text(&[""])),
+    // The guest has no other mount namespace with which a propagation could be shared.
+    (
+        "rootfsPropagation",
+        Text(&["", "private", "rprivate", "slave", "rslave"]),
+    ),
+    ("resources", RESOURCES),
+]);
+
+const RESOURCES: Field = Object(&[
+    // The one rule that `runc spec` writes: no device but the default ones. `translate` says when it holds anyway.
+    (
+        "devices",
+        List(&Object(&[
+            ("allow", Bool(false)),
+            ("type", Text(&["a"])),
+            ("access", Text(&["rwm"])),
+        ])),
+    ),
+    (
+        "cpu",
+        Object(&[
+            ("shares", Any),
+            ("quota", Any),
+            ("period", Any),
+            ("burst", Any),
+            ("idle", Any),
+            ("realtimeRuntime", Zero),
+            ("realtimePeriod", Zero),
+            ("cpus", Text(&[""])),
+            ("mems", Text(&[""])),
+        ]),
+    ),
+    (
+        "memory",
+        Object(&[
+            ("limit", Any),
+            ("reservation", Any),
+            ("swap", Any),
+            // What cgroup v2 does anyway.
+            ("disableOOMKiller", Bool(false)),
+            ("useHierarchy", Bool(true)),
+            ("checkBeforeUpdate", Any),
+        ]),
+    ),
+    ("pids", Object(&[("limit", Any)])),
+]);
+
+/// Refuses the first field that is not honoured.
+pub(super) fn check(spec: &Value) -> Result<(), BundleError> {
+    if !spec.is_object() {
+        return Err(BundleError::Value {
+            path: "the top level".into(),
+            value: kind(spec).into(),
+            expected: "an object is expected",
+        });
+    }
+    walk(spec, Some(&SPEC), &mut String::new())
+}
+
+fn walk(value: &Value, field: Option<&Field>, path: &mut String) -> Result<(), BundleError> {
+    if is_empty(value) {
+        return Ok(());
+    }
+    let Some(field) = field else {
+        return Err(BundleError::Unsupported(path.clone()));
+    };
+    if let Value::String(text) = value
+        && text.contains('\0')
+    {
+        return Err(BundleError::Invalid {
+            path: path.clone(),
+            fault: "holds a zero byte",
+        });
+    }
+    let honoured = match (field, value) {
+        (Object(fields), Value::Object(members)) => {
+            for (name, member) in members {
+                let known = fields.iter().find(|(known, _)| known == name).map(|(_, field)| field);
+                descend(path, &member_suffix(path, name), |path| walk(member, known, path))?;
+            }
+            return Ok(());
+        }
+        (List(element), Value::Array(elements)) => {
+            for (index, value) in elements.iter().enumerate() {
+                descend(path, &format!("[{index}]"), |path| walk(value, Some(element), path))?;
+            }
+            return Ok(());
+        }
+        (Text(accepted), Value::String(text)) => accepted.contains(&text.as_str()),
+        (Bool(accepted), Value::Bool(value)) => accepted == value,
+        (Zero, Value::Number(number)) => number.as_i64() == Some(0),
+        // A value of the wrong type is the typed parse's to refuse.
+        _ => true,
+    };
+    if honoured {
+        Ok(())
+    } else {
+        Err(BundleError::UnsupportedValue {
+            path: path.clone(),
+            value: value.to_string(),
+        })
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(elements) => elements.is_empty(),
+        Value::Object(members) => members.is_empty(),
+        _ => false,
+    }
+}
+
+fn member_suffix(path: &str, name: &str) -> String {
+    let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    match (plain, path.is_empty()) {
+        (true, true) => name.to_owned(),
+        (true, false) => format!(".{name}"),
+        (false, _) => format!("[{name:?}]"),
+    }
+}
+
+fn descend(
+    path: &mut String,
+    suffix: &str,
+    visit: impl FnOnce(&mut String) -> Result<(), BundleError>,
+) -> Result<(), BundleError> {
+    let length = path.len();
+    path.push_str(suffix);
+    visit(path)?;
+    path.truncate(length);
+    Ok(())
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

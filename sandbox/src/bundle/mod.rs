@@ -1,0 +1,124 @@
+//! OCI bundles: `config.json` becomes what the agent is sent.
+//!
+//! This is the one place that knows OCI JSON. [`Bundle::load`] reads a bundle's `config.json`, refuses every field
+//! that would not be honoured by its JSON path ([`fields`]), and translates the rest into a
+//! [`CreateRequest`]: names become numbers, mount options become flags and cgroup
+//! values become files of cgroup v2. [`Bundle::standard`] makes the same from a root directory alone, with the
+//! defaults that container tools agree on.
+
+mod capabilities;
+mod cgroup;
+mod fields;
+mod mounts;
+mod process;
+mod standard;
+#[cfg(test)]
+mod tests;
+mod translate;
+pub mod users;
+
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use husk_protocol::agent::CreateRequest;
+use oci_spec::runtime::Spec;
+use serde_json::Value;
+use thiserror::Error;
+
+pub use standard::Standard;
+use users::UserError;
+
+/// The longest `config.json` that is read, in bytes.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// A container that can be created: its root directory on the host, and what the agent is to be told.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    /// The root file system's directory on the host.
+    pub root: PathBuf,
+    /// Everything but the container's name, its root disk's serial and the tokens of its streams.
+    pub request: CreateRequest,
+}
+
+/// Why a bundle is not accepted.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum BundleError {
+    #[error("{} cannot be read: an OCI bundle is a directory with a config.json and a root file system", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} is not a regular file", .0.display())]
+    NotAFile(PathBuf),
+    #[error("{} is longer than {MAX_CONFIG} bytes", .0.display())]
+    TooLong(PathBuf),
+    #[error("config.json is not valid JSON")]
+    Json(#[source] serde_json::Error),
+    #[error("config.json is not an OCI runtime configuration")]
+    Spec(#[source] serde_json::Error),
+    #[error("config.json: {0} is not supported by husk yet")]
+    Unsupported(String),
+    #[error("config.json: {path} is {value}, which husk does not support yet")]
+    UnsupportedValue { path: String, value: String },
+    #[error("config.json: {path} {fault}")]
+    Invalid { path: String, fault: &'static str },
+    #[error("config.json: {0} is missing")]
+    Missing(&'static str),
+    #[error("config.json: {path} is {value:?}; {expected}")]
+    Value {
+        path: String,
+        value: String,
+        expected: &'static str,
+    },
+    #[error(transparent)]
+    User(#[from] UserError),
+}
+
+impl Bundle {
+    /// Reads and translates the bundle in `dir`.
+    ///
+    /// # Errors
+    /// What cannot be read or is not an OCI configuration; a field that is not honoured or is out of its range, by its
+    /// JSON path.
+    pub fn load(dir: &Path) -> Result<Self, BundleError> {
+        let text = read_config(&dir.join("config.json"))?;
+        Self::parse(dir, &text)
+    }
+
+    /// Translates the text of a `config.json` whose bundle is `dir`.
+    ///
+    /// # Errors
+    /// As [`Bundle::load`].
+    pub fn parse(dir: &Path, text: &[u8]) -> Result<Self, BundleError> {
+        let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
+        fields::check(&value)?;
+        // From the text and not from the value, so that a type error tells line and column.
+        let spec: Spec = serde_json::from_slice(text).map_err(BundleError::Spec)?;
+        translate::bundle(dir, &spec)
+    }
+}
+
+fn read_config(path: &Path) -> Result<Vec<u8>, BundleError> {
+    let failed = |source| BundleError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    // A FIFO in the place of the file must not block the open.
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(BundleError::NotAFile(path.to_owned()));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_CONFIG + 1).read_to_end(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_CONFIG {
+        return Err(BundleError::TooLong(path.to_owned()));
+    }
+    Ok(text)
+}

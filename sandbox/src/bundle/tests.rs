@@ -1,0 +1,326 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// What `runc spec` writes, without the device rules, which husk does not honour yet.
+fn minimal() -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "process": {
+            "terminal": true,
+            "consoleSize": {"width": 80, "height": 24},
+            "user": {"uid": 7, "gid": 8, "additionalGids": [9], "umask": 18},
+            "args": ["sh", "-c", "true"],
+            "env": ["PATH=/bin", "TERM=xterm"],
+            "cwd": "/",
+            "capabilities": {"bounding": ["CAP_KILL", "CAP_CHOWN"], "ambient": ["CAP_CHECKPOINT_RESTORE"]},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 2048, "soft": 1024}],
+            "noNewPrivileges": true,
+            "oomScoreAdj": 10
+        },
+        "root": {"path": "rootfs", "readonly": true},
+        "hostname": "box",
+        "domainname": "example",
+        "annotations": {"org.example": "kept"},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {
+            "resources": {"memory": {"limit": 1024}, "pids": {"limit": 5}},
+            "devices": [{"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 384, "uid": 1, "gid": 2}],
+            "namespaces": [{"type": "pid"}, {"type": "uts"}, {"type": "mount"}],
+            "maskedPaths": ["/proc/kcore"],
+            "readonlyPaths": ["/proc/sys"]
+        }
+    })
+}
+
+fn parse(value: &Value) -> Result<Bundle, BundleError> {
+    Bundle::parse(Path::new("/bundle"), value.to_string().as_bytes())
+}
+
+/// Sets the value at a JSON pointer and gives the message of the refusal.
+fn refusal(pointer: &str, value: Value) -> String {
+    let mut spec = minimal();
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    match spec.pointer_mut(parent).unwrap() {
+        Value::Array(elements) => elements.push(value),
+        parent => parent[name] = value,
+    }
+    parse(&spec).unwrap_err().to_string()
+}
+
+#[test]
+fn a_whole_configuration_is_translated() {
+    let Bundle { root, request } = parse(&minimal()).unwrap();
+    assert_eq!(root, Path::new("/bundle/rootfs"));
+    let process = &request.process;
+    assert_eq!(process.args, ["sh", "-c", "true"]);
+    assert_eq!(process.env, ["PATH=/bin", "TERM=xterm"]);
+    assert_eq!(process.cwd, "/");
+    assert_eq!(
+        (process.user.uid, process.user.gid, process.user.umask),
+        (7, 8, Some(0o22))
+    );
+    assert_eq!(process.user.additional_gids, [9]);
+    assert_eq!(process.capabilities.bounding, 1 << 5 | 1);
+    assert_eq!(process.capabilities.ambient, 1 << 40);
+    assert_eq!(process.capabilities.effective, 0);
+    let limit = &process.rlimits[0];
+    assert_eq!((limit.resource, limit.soft, limit.hard), (7, 1024, 2048));
+    assert!(process.no_new_privileges && process.stdio.terminal && request.root.read_only);
+    assert_eq!(process.oom_score_adj, Some(10));
+    assert_eq!((process.stdio.window.columns, process.stdio.window.rows), (80, 24));
+    assert_eq!(
+        (request.hostname.as_str(), request.domainname.as_str()),
+        ("box", "example")
+    );
+    assert_eq!(request.namespaces.len(), 3);
+    assert_eq!(request.masked_paths, ["/proc/kcore"]);
+    assert_eq!(request.readonly_paths, ["/proc/sys"]);
+    let null = &request.devices[0];
+    assert_eq!(
+        (null.path.as_str(), null.mode, null.uid, null.gid),
+        ("/dev/null", libc::S_IFCHR | 0o600, 1, 2)
+    );
+    assert_eq!(request.devices.len(), 6);
+    let files: Vec<_> = request.cgroup.iter().map(|entry| entry.file.as_str()).collect();
+    assert_eq!(files, ["memory.max", "pids.max"]);
+}
+
+#[test]
+fn fields_that_are_not_honoured_are_named() {
+    for (pointer, value, path) in [
+        ("/hooks", json!({"prestart": [{"path": "/x"}]}), "hooks"),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
+            "linux.seccomp",
+        ),
+        ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
+        ("/linux/cgroupsPath", json!("/x"), "linux.cgroupsPath"),
+        (
+            "/linux/uidMappings",
+            json!([{"containerID": 0, "hostID": 1, "size": 2}]),
+            "linux.uidMappings",
+        ),
+        (
+            "/linux/resources/cpu",
+            json!({"cpus": "0-1"}),
+            "linux.resources.cpu.cpus",
+        ),
+        (
+            "/linux/resources/memory/swappiness",
+            json!(10),
+            "linux.resources.memory.swappiness",
+        ),
+        (
+            "/linux/resources/memory/disableOOMKiller",
+            json!(true),
+            "linux.resources.memory.disableOOMKiller",
+        ),
+        (
+            "/linux/namespaces/-",
+            json!({"type": "ipc", "path": "/proc/1/ns/ipc"}),
+            "linux.namespaces[3].path",
+        ),
+        (
+            "/linux/namespaces/-",
+            json!({"type": "user"}),
+            "linux.namespaces[3].type",
+        ),
+        (
+            "/linux/devices/-",
+            json!({"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}),
+            "linux.devices[1]",
+        ),
+        ("/linux/rootfsPropagation", json!("shared"), "linux.rootfsPropagation"),
+        (
+            "/mounts/-",
+            json!({"destination": "/d", "type": "bind", "source": "/d"}),
+            "mounts[1].type",
+        ),
+        (
+            "/mounts/-",
+            json!({"destination": "/d", "type": "tmpfs", "uidMappings": [{}]}),
+            "mounts[1].uidMappings",
+        ),
+        ("/process/apparmorProfile", json!("strict"), "process.apparmorProfile"),
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_FIFO"}),
+            "process.scheduler",
+        ),
+        ("/process/surprise", json!(1), "process.surprise"),
+        ("/a strange name", json!(false), "[\"a strange name\"]"),
+    ] {
+        let message = refusal(pointer, value);
+        assert!(
+            message.contains(path) && message.contains("support"),
+            "{pointer}: {message}"
+        );
+    }
+}
+
+#[test]
+fn the_rule_against_all_devices_holds_without_mknod() {
+    let with = |rule: Value, capability: &str| {
+        let mut spec = minimal();
+        spec["linux"]["resources"]["devices"] = json!([rule]);
+        spec["process"]["capabilities"]["bounding"] = json!([capability]);
+        parse(&spec)
+    };
+    with(json!({"allow": false, "access": "rwm"}), "CAP_KILL").unwrap();
+    for (rule, capability) in [
+        (json!({"allow": false, "access": "rwm"}), "CAP_MKNOD"),
+        (json!({"allow": false, "access": "r"}), "CAP_KILL"),
+        (json!({"allow": false}), "CAP_KILL"),
+        (json!({"allow": true, "access": "rwm"}), "CAP_KILL"),
+        (json!({"allow": false, "type": "c", "access": "rwm"}), "CAP_KILL"),
+        (json!({"allow": false, "access": "rwm", "major": 1}), "CAP_KILL"),
+    ] {
+        let message = with(rule, capability).unwrap_err().to_string();
+        assert!(message.contains("linux.resources.devices[0]"), "{message}");
+    }
+}
+
+#[test]
+fn values_out_of_range_are_named() {
+    for (pointer, value, path) in [
+        ("/ociVersion", json!("2.0.0"), "ociVersion"),
+        ("/process/args", json!([]), "process.args"),
+        ("/process/cwd", json!("tmp"), "process.cwd"),
+        ("/process/env", json!(["PATH"]), "process.env[0]"),
+        ("/process/env", json!(["A=\u{0}"]), "process.env[0]"),
+        ("/process/oomScoreAdj", json!(1001), "process.oomScoreAdj"),
+        ("/process/user/umask", json!(512), "process.user.umask"),
+        ("/process/consoleSize/width", json!(70_000), "process.consoleSize.width"),
+        (
+            "/process/rlimits/-",
+            json!({"type": "RLIMIT_NOFILE", "hard": 1, "soft": 1}),
+            "process.rlimits[1].type",
+        ),
+        (
+            "/process/rlimits/-",
+            json!({"type": "RLIMIT_CORE", "hard": 1, "soft": 2}),
+            "process.rlimits[1].soft",
+        ),
+        ("/hostname", json!("h".repeat(65)), "hostname"),
+        ("/linux/namespaces", json!([{"type": "mount"}]), "hostname"),
+        ("/linux/namespaces", json!([{"type": "pid"}]), "linux.namespaces"),
+        (
+            "/linux/namespaces/-",
+            json!({"type": "pid"}),
+            "linux.namespaces[3].type",
+        ),
+        ("/linux/maskedPaths", json!(["proc"]), "linux.maskedPaths[0]"),
+        ("/root", json!(null), "root"),
+        ("/process", json!(null), "process"),
+    ] {
+        let message = refusal(pointer, value);
+        assert!(message.contains(path), "{pointer}: {message}");
+    }
+}
+
+#[test]
+fn wrong_types_are_told_with_their_place() {
+    let error = Bundle::parse(Path::new("/"), b"{\"ociVersion\": \"1.0.0\",\n \"mounts\": 3}").unwrap_err();
+    let BundleError::Spec(source) = error else {
+        panic!("{error}");
+    };
+    assert_eq!(source.line(), 2);
+    assert!(matches!(Bundle::parse(Path::new("/"), b"{"), Err(BundleError::Json(_))));
+    assert!(matches!(
+        Bundle::parse(Path::new("/"), b"[]"),
+        Err(BundleError::Value { .. })
+    ));
+}
+
+#[test]
+fn a_bundle_without_a_configuration_is_told_what_it_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Bundle::load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("config.json") && error.contains("OCI bundle"), "{error}");
+    std::fs::create_dir(dir.path().join("config.json")).unwrap();
+    assert!(matches!(Bundle::load(dir.path()), Err(BundleError::NotAFile(_))));
+}
+
+#[test]
+fn the_standard_container_passes_its_own_check() {
+    let choice = Standard {
+        args: vec!["/bin/true".into()],
+        terminal: true,
+        hostname: "box".into(),
+    };
+    let Bundle { root, request } = Bundle::standard(Path::new("/some/root"), &choice).unwrap();
+    assert_eq!(root, Path::new("/some/root"));
+    assert_eq!(request.namespaces.len(), 6);
+    assert_eq!(request.process.capabilities.effective.count_ones(), 14);
+    assert_eq!(request.process.capabilities.ambient, 0);
+    assert!(request.process.env.contains(&"TERM=xterm".to_owned()));
+}
+
+fn json_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[a-zA-Z/=:\0]{0,12}".prop_map(Value::from),
+    ];
+    let name = prop_oneof![
+        proptest::sample::select(vec![
+            "process",
+            "linux",
+            "mounts",
+            "root",
+            "path",
+            "args",
+            "env",
+            "cwd",
+            "user",
+            "resources",
+            "cpu",
+            "memory",
+            "pids",
+            "limit",
+            "namespaces",
+            "type",
+            "devices",
+            "rlimits",
+            "capabilities",
+            "hostname",
+            "ociVersion",
+        ])
+        .prop_map(str::to_owned),
+        "\\PC{0,6}",
+    ];
+    leaf.prop_recursive(5, 64, 6, move |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(name.clone(), inner, 0..5).prop_map(|map| map.into_iter().collect()),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_json_never_panics(value in json_value()) {
+        let _ = parse(&value);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(text in proptest::collection::vec(any::<u8>(), 0..64)) {
+        let _ = Bundle::parse(Path::new("/"), &text);
+    }
+
+    /// A value in the place of any of the valid configuration's is translated or refused, and a new name anywhere
+    /// is refused.
+    #[test]
+    fn unknown_names_are_never_dropped(name in "[a-z]{9,12}x", depth in 0usize..6) {
+        let pointers = ["", "/process", "/process/user", "/linux", "/linux/resources", "/linux/resources/memory"];
+        let mut spec = minimal();
+        spec.pointer_mut(pointers[depth]).unwrap()[&name] = json!(1);
+        let message = parse(&spec).unwrap_err().to_string();
+        prop_assert!(message.contains(&name), "{}", message);
+    }
+}

@@ -1,0 +1,310 @@
+//! The agent's client: containers and their processes in a running guest.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use husk_protocol::agent::{
+    self, CloseStdinRequest, CreateRequest, CreateResponse, DeleteRequest, DeleteResponse, Empty, EventsRequest,
+    EventsResponse, ExecRequest, ExecResponse, Failure, KillRequest, ResizeRequest, StartRequest, StartResponse,
+    StateRequest, StateResponse, StatsRequest, StatsResponse, WaitRequest, WaitResponse, WindowSize, failure,
+};
+use husk_protocol::{AGENT_PORT, STDIO_PORT, TOKEN_LEN};
+use protobuf::Message;
+use thiserror::Error;
+use ttrpc::Code;
+
+use crate::machine::{Link, LinkError};
+use crate::rpc::{Rpc, RpcError};
+
+/// The agent's service (`protocol/proto/agent.proto`).
+const SERVICE: &str = "husk.agent.v1.Agent";
+/// How long a call for events is waited for, which the agent answers after a minute at the latest.
+const EVENTS_LIMIT: Duration = Duration::from_secs(120);
+
+/// The agent of a running guest.
+#[derive(Debug)]
+pub struct Guest {
+    link: Link,
+    agent: Rpc,
+}
+
+/// A process in the guest: one of a container's, the first one if `exec` is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessId {
+    /// The container's name.
+    pub container: String,
+    /// The further process's name.
+    pub exec: String,
+}
+
+/// The host's ends of a process's streams; those that were not asked for are `/dev/null` in the guest.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// With a terminal both directions.
+    pub stdin: Option<UnixStream>,
+    /// What the process writes.
+    pub stdout: Option<UnixStream>,
+    /// What the process writes.
+    pub stderr: Option<UnixStream>,
+}
+
+/// Why the guest did not do what it was asked.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum GuestError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("{0}")]
+    CommandNotFound(String),
+    #[error("{0}")]
+    CommandNotExecutable(String),
+    #[error("{0}")]
+    Process(String),
+    #[error("the guest refuses: {message}")]
+    Refused { code: Code, message: String },
+    #[error("the guest has not answered within {} seconds", .0.as_secs())]
+    Timeout(Duration),
+    #[error("the guest's agent has closed its connection")]
+    Lost,
+    #[error("no random token can be made for a stream")]
+    Token(#[source] io::Error),
+}
+
+impl GuestError {
+    fn from_call(error: RpcError, limit: Duration) -> Self {
+        match error {
+            RpcError::Status { code, message } => Self::Refused { code, message },
+            RpcError::Timeout => Self::Timeout(limit),
+            RpcError::Closed => Self::Lost,
+        }
+    }
+
+    /// Whether the machine's end may be the reason.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost | Self::Link(LinkError::Ended | LinkError::Refused(_)))
+    }
+}
+
+/// What a person chose wrongly, if anything.
+fn check(failure: Option<&Failure>) -> Result<(), GuestError> {
+    let Some(failure) = failure else { return Ok(()) };
+    let message = failure.message.clone();
+    Err(match failure.kind.enum_value_or_default() {
+        failure::Kind::COMMAND_NOT_FOUND => GuestError::CommandNotFound(message),
+        failure::Kind::COMMAND_NOT_EXECUTABLE => GuestError::CommandNotExecutable(message),
+        failure::Kind::OTHER => GuestError::Process(message),
+    })
+}
+
+impl Guest {
+    /// Connects to the agent.
+    ///
+    /// # Errors
+    /// The machine has ended or the agent does not listen.
+    pub fn connect(link: Link) -> Result<Self, GuestError> {
+        let stream = link.connect(AGENT_PORT)?;
+        let agent = Rpc::new(SERVICE, stream, link.patience()).map_err(|source| LinkError::Socket {
+            socket: "vsock",
+            source,
+        })?;
+        Ok(Self { link, agent })
+    }
+
+    /// The way to the machine.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Opens the streams of a process that is about to be made and names them in `stdio`, whose `terminal` says of
+    /// what kind they are. Without `stdin` it is `/dev/null`.
+    ///
+    /// # Errors
+    /// The machine has ended or the agent does not listen.
+    pub fn streams(&self, stdio: &mut agent::Stdio, stdin: bool) -> Result<Streams, GuestError> {
+        let mut streams = Streams::default();
+        if stdin || stdio.terminal {
+            streams.stdin = Some(self.stream(&mut stdio.stdin)?);
+        }
+        if !stdio.terminal {
+            streams.stdout = Some(self.stream(&mut stdio.stdout)?);
+            streams.stderr = Some(self.stream(&mut stdio.stderr)?);
+        }
+        Ok(streams)
+    }
+
+    fn stream(&self, token: &mut Vec<u8>) -> Result<UnixStream, GuestError> {
+        let mut random = [0; TOKEN_LEN];
+        File::open("/dev/urandom")
+            .and_then(|mut source| source.read_exact(&mut random))
+            .map_err(GuestError::Token)?;
+        let mut stream = self.link.connect(STDIO_PORT)?;
+        stream.write_all(&random).map_err(|source| LinkError::Socket {
+            socket: "vsock",
+            source,
+        })?;
+        *token = random.to_vec();
+        Ok(stream)
+    }
+
+    /// Builds a container up to the point before its first process executes; gives that process's id.
+    ///
+    /// # Errors
+    /// The container cannot be made, or the guest does not answer.
+    pub fn create(&self, request: &CreateRequest) -> Result<u32, GuestError> {
+        let response: CreateResponse = self.call("Create", request)?;
+        check(response.failure.as_ref())?;
+        Ok(response.pid)
+    }
+
+    /// Adds a process to a container, up to the point before it executes; gives its id.
+    ///
+    /// # Errors
+    /// The process cannot be made, or the guest does not answer.
+    pub fn exec(&self, request: &ExecRequest) -> Result<u32, GuestError> {
+        let response: ExecResponse = self.call("Exec", request)?;
+        check(response.failure.as_ref())?;
+        Ok(response.pid)
+    }
+
+    /// Lets a process execute; gives the guest's time of it in nanoseconds.
+    ///
+    /// # Errors
+    /// The command cannot be executed, or the guest does not answer.
+    pub fn start(&self, process: &ProcessId) -> Result<u64, GuestError> {
+        let request = StartRequest {
+            container: process.container.clone(),
+            exec: process.exec.clone(),
+            ..Default::default()
+        };
+        let response: StartResponse = self.call("Start", &request)?;
+        check(response.failure.as_ref())?;
+        Ok(response.started_ns)
+    }
+
+    /// Waits until a process has exited, however long that takes.
+    ///
+    /// # Errors
+    /// The machine has ended, or there is no such process.
+    pub fn wait(&self, process: &ProcessId) -> Result<WaitResponse, GuestError> {
+        let request = WaitRequest {
+            container: process.container.clone(),
+            exec: process.exec.clone(),
+            ..Default::default()
+        };
+        self.agent
+            .call("Wait", &request, None)
+            .map_err(|error| GuestError::from_call(error, Duration::MAX))
+    }
+
+    /// Sends a signal to a process, or to all of the container's.
+    ///
+    /// # Errors
+    /// There is no such process, or the guest does not answer.
+    pub fn kill(&self, process: &ProcessId, signal: u32, all: bool) -> Result<(), GuestError> {
+        let request = KillRequest {
+            container: process.container.clone(),
+            exec: process.exec.clone(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        self.call::<Empty>("Kill", &request).map(drop)
+    }
+
+    /// Sets a terminal's size.
+    ///
+    /// # Errors
+    /// There is no such process, or the guest does not answer.
+    pub fn resize(&self, process: &ProcessId, window: WindowSize) -> Result<(), GuestError> {
+        let request = ResizeRequest {
+            container: process.container.clone(),
+            exec: process.exec.clone(),
+            window: Some(window).into(),
+            ..Default::default()
+        };
+        self.call::<Empty>("Resize", &request).map(drop)
+    }
+
+    /// Closes a process's stdin once what was sent has been delivered.
+    ///
+    /// # Errors
+    /// There is no such process, or the guest does not answer.
+    pub fn close_stdin(&self, process: &ProcessId) -> Result<(), GuestError> {
+        let request = CloseStdinRequest {
+            container: process.container.clone(),
+            exec: process.exec.clone(),
+            ..Default::default()
+        };
+        self.call::<Empty>("CloseStdin", &request).map(drop)
+    }
+
+    /// Forgets an exited process; with a container's first process takes the container down.
+    ///
+    /// # Errors
+    /// It still runs, there is none, or the guest does not answer.
+    pub fn delete(&self, process: &ProcessId) -> Result<DeleteResponse, GuestError> {
+        let request = DeleteRequest {
+            container: process.container.clone(),
+            exec: process.exec.clone(),
+            ..Default::default()
+        };
+        self.call("Delete", &request)
+    }
+
+    /// A container's processes and their states.
+    ///
+    /// # Errors
+    /// There is no such container, or the guest does not answer.
+    pub fn state(&self, container: &str) -> Result<StateResponse, GuestError> {
+        let request = StateRequest {
+            container: container.into(),
+            ..Default::default()
+        };
+        self.call("State", &request)
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// There is no such container, or the guest does not answer.
+    pub fn stats(&self, container: &str) -> Result<StatsResponse, GuestError> {
+        let request = StatsRequest {
+            container: container.into(),
+            ..Default::default()
+        };
+        self.call("Stats", &request)
+    }
+
+    /// Waits for events after a sequence number; gives none if there are none for a minute.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn events(&self, after: u64) -> Result<EventsResponse, GuestError> {
+        let request = EventsRequest {
+            after,
+            ..Default::default()
+        };
+        self.agent
+            .call("Events", &request, Some(EVENTS_LIMIT))
+            .map_err(|error| GuestError::from_call(error, EVENTS_LIMIT))
+    }
+
+    /// Ends every process and switches the guest off.
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub fn shutdown(&self) -> Result<(), GuestError> {
+        self.call::<Empty>("Shutdown", &Empty::new()).map(drop)
+    }
+
+    fn call<R: Message>(&self, method: &str, request: &impl Message) -> Result<R, GuestError> {
+        let limit = self.link.patience();
+        self.agent
+            .call(method, request, Some(limit))
+            .map_err(|error| GuestError::from_call(error, limit))
+    }
+}

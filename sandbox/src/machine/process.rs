@@ -1,0 +1,62 @@
+//! Starting `husk-vmm`.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use husk_vmm_config::Config;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::setsid;
+
+use super::MachineError;
+
+/// Starts the program with the named descriptors, under their own numbers, and its configuration in a further one.
+/// Everything else that this process has open closes at the exec.
+#[allow(unsafe_code)]
+pub(super) fn spawn(program: &Path, config: &Config, given: &[OwnedFd], log: &File) -> Result<Child, MachineError> {
+    let failed = |source| MachineError::Spawn {
+        program: program.into(),
+        source,
+    };
+    let config = config_file(config).map_err(failed)?;
+    let mut command = Command::new(program);
+    command
+        .arg("--config-fd")
+        .arg(config.as_raw_fd().to_string())
+        .env_clear()
+        .envs(
+            ["HUSK_LOG", "RUST_BACKTRACE"]
+                .iter()
+                .filter_map(|name| Some((name, std::env::var_os(name)?))),
+        )
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(failed)?)
+        .stderr(log.try_clone().map_err(failed)?);
+    let inherited: Vec<RawFd> = given.iter().chain([&config]).map(AsRawFd::as_raw_fd).collect();
+    let prepare = move || {
+        // A terminal's signals are for the owner.
+        setsid()?;
+        for fd in &inherited {
+            // SAFETY: the parent keeps the descriptors open until this process has been started.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec there are system calls alone, and nothing that allocates or locks.
+    unsafe { command.pre_exec(prepare) };
+    command.spawn().map_err(failed)
+}
+
+/// The configuration in a file without a name, to be read from its beginning.
+fn config_file(config: &Config) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create(c"husk-config", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(config)?)?;
+    file.rewind()?;
+    Ok(file.into())
+}

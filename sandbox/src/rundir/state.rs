@@ -1,0 +1,132 @@
+//! What `state.json` says.
+
+use std::path::PathBuf;
+
+use husk_protocol::agent;
+use serde::{Deserialize, Serialize};
+
+/// A running sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Its name.
+    pub name: String,
+    /// The process that owns it.
+    pub pid: u32,
+    /// The process of its machine monitor.
+    pub vmm_pid: u32,
+    /// When it was made, in seconds since the epoch.
+    pub created: u64,
+    /// The number of vCPUs.
+    pub cpus: u32,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Whether it has a console.
+    pub console: bool,
+    /// Its containers, in the order in which they were made.
+    pub containers: Vec<Container>,
+}
+
+/// A container of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Its name in the sandbox.
+    pub name: String,
+    /// The directory on the host that its root file system was made from.
+    pub root: PathBuf,
+    /// Its first process, on which further ones are modelled.
+    pub process: ContainerProcess,
+}
+
+/// What a further process of the container inherits from the first one's definition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerProcess {
+    /// Command and arguments.
+    pub args: Vec<String>,
+    /// `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub cwd: String,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub additional_gids: Vec<u32>,
+    /// File mode creation mask.
+    pub umask: Option<u32>,
+    /// Bounding, effective, inheritable, permitted and ambient capabilities; unset: none.
+    pub capabilities: Option<[u64; 5]>,
+    /// Resource number, soft and hard limit.
+    pub rlimits: Vec<(u32, u64, u64)>,
+    /// Whether privileges can be gained.
+    pub no_new_privileges: bool,
+    /// Adjustment of the OOM killer's score.
+    pub oom_score_adj: Option<i32>,
+}
+
+impl From<&agent::Process> for ContainerProcess {
+    fn from(process: &agent::Process) -> Self {
+        Self {
+            args: process.args.clone(),
+            env: process.env.clone(),
+            cwd: process.cwd.clone(),
+            uid: process.user.uid,
+            gid: process.user.gid,
+            additional_gids: process.user.additional_gids.clone(),
+            umask: process.user.umask,
+            capabilities: process.capabilities.as_ref().map(|sets| {
+                [
+                    sets.bounding,
+                    sets.effective,
+                    sets.inheritable,
+                    sets.permitted,
+                    sets.ambient,
+                ]
+            }),
+            rlimits: process
+                .rlimits
+                .iter()
+                .map(|limit| (limit.resource, limit.soft, limit.hard))
+                .collect(),
+            no_new_privileges: process.no_new_privileges,
+            oom_score_adj: process.oom_score_adj,
+        }
+    }
+}
+
+impl From<&ContainerProcess> for agent::Process {
+    fn from(process: &ContainerProcess) -> Self {
+        let user = agent::User {
+            uid: process.uid,
+            gid: process.gid,
+            additional_gids: process.additional_gids.clone(),
+            umask: process.umask,
+            ..Default::default()
+        };
+        let capabilities = process.capabilities.map(|sets| agent::Capabilities {
+            bounding: sets[0],
+            effective: sets[1],
+            inheritable: sets[2],
+            permitted: sets[3],
+            ambient: sets[4],
+            ..Default::default()
+        });
+        let rlimits = process.rlimits.iter().map(|(resource, soft, hard)| agent::Rlimit {
+            resource: *resource,
+            soft: *soft,
+            hard: *hard,
+            ..Default::default()
+        });
+        Self {
+            args: process.args.clone(),
+            env: process.env.clone(),
+            cwd: process.cwd.clone(),
+            user: Some(user).into(),
+            capabilities: capabilities.into(),
+            rlimits: rlimits.collect(),
+            no_new_privileges: process.no_new_privileges,
+            oom_score_adj: process.oom_score_adj,
+            ..Default::default()
+        }
+    }
+}

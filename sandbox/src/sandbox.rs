@@ -1,0 +1,342 @@
+//! A sandbox: one machine, its run directory and the containers in it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use husk_protocol::agent::{Ready, WaitResponse};
+pub use husk_vmm_config::{MAX_DISKS, MAX_VCPUS, MIN_MEMORY_MIB};
+use thiserror::Error;
+
+use crate::artefacts::{self, ArtefactError};
+use crate::bundle::Bundle;
+use crate::bundle::users::{self, UserError};
+use crate::guest::{Guest, GuestError, ProcessId, Streams};
+use crate::image::{Cache, ImageError};
+use crate::kernel::{self, KernelError};
+use crate::machine::{Link, LinkError, Machine, MachineError, Parts};
+use crate::rundir::{Container, ContainerProcess, RunDir, RunDirError, State};
+use crate::timeline::Timeline;
+
+/// What a sandbox is to be.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// vCPUs.
+    pub cpus: u32,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Root file systems that it can hold at a time.
+    pub disks: usize,
+    /// Whether the guest gets a serial console.
+    pub console: bool,
+    /// A kernel of the user's own.
+    pub kernel: Option<PathBuf>,
+    /// How long the guest may take to boot, and to answer a call.
+    pub patience: Duration,
+}
+
+/// A sandbox in the hands of its owner. Dropping it ends the machine and removes the run directory.
+pub struct Sandbox {
+    dir: RunDir,
+    machine: Machine,
+    guest: OnceLock<Arc<Guest>>,
+    state: Mutex<State>,
+    free_disks: Mutex<VecDeque<String>>,
+    /// The kernel, if it is one of the user's own.
+    kernel: Option<PathBuf>,
+    timeline: Arc<Timeline>,
+    patience: Duration,
+}
+
+/// Why a sandbox cannot be made, or cannot do what it was asked.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum SandboxError {
+    #[error("{0} vCPUs asked for; 1 to {MAX_VCPUS} are possible")]
+    Cpus(u32),
+    #[error("{0} MiB of memory asked for; at least {MIN_MEMORY_MIB} are needed")]
+    Memory(u32),
+    #[error("{0} disks asked for; 1 to {MAX_DISKS} are possible")]
+    Disks(usize),
+    #[error("the sandbox holds as many root file systems as it can")]
+    NoFreeDisk,
+    #[error("{what} {} cannot be read", path.display())]
+    Open {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the kernel {} does not bring up a guest", path.display())]
+    OwnKernel {
+        path: PathBuf,
+        #[source]
+        source: MachineError,
+    },
+    #[error("a thread cannot be started")]
+    Thread(#[source] io::Error),
+    #[error("the preparation has ended without a result")]
+    Unprepared,
+    #[error(transparent)]
+    Artefact(#[from] ArtefactError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    User(#[from] UserError),
+}
+
+/// What [`Sandbox::prepare`] waits for.
+enum Step {
+    Ready(Result<Ready, SandboxError>),
+    Disk(Result<String, SandboxError>),
+}
+
+impl Sandbox {
+    /// Starts the machine of a new sandbox; it boots while the caller goes on.
+    ///
+    /// # Errors
+    /// Options out of their range, something missing, or a machine that cannot be started.
+    pub fn spawn(dir: RunDir, options: &Options, timeline: Arc<Timeline>) -> Result<Self, SandboxError> {
+        check(options)?;
+        let program = artefacts::vmm()?;
+        let guest = artefacts::guest()?;
+        let boot = kernel::boot(&guest, options.kernel.as_deref(), options.console)?;
+        let disks: VecDeque<String> = (0..options.disks).map(|index| format!("husk-{index}")).collect();
+        let parts = Parts {
+            program,
+            kernel: boot.kernel,
+            initramfs: boot.initramfs,
+            command_line: boot.command_line,
+            cpus: options.cpus,
+            memory_mib: options.memory_mib,
+            disks: disks.iter().cloned().collect(),
+            console: options.console,
+        };
+        let machine = Machine::spawn(&dir, parts)?;
+        timeline.reach("husk-vmm started");
+        let state = State {
+            name: dir.name().into(),
+            pid: std::process::id(),
+            vmm_pid: machine.pid(),
+            created: SystemTime::UNIX_EPOCH.elapsed().map_or(0, |age| age.as_secs()),
+            cpus: options.cpus,
+            memory_mib: options.memory_mib,
+            console: options.console,
+            containers: Vec::new(),
+        };
+        dir.write_state(&state)?;
+        Ok(Self {
+            dir,
+            machine,
+            guest: OnceLock::new(),
+            state: Mutex::new(state),
+            free_disks: Mutex::new(disks),
+            kernel: options.kernel.clone(),
+            timeline,
+            patience: options.patience,
+        })
+    }
+
+    /// Waits until the guest is ready and the image of the directory `root` is in one of its disk slots; both go on at
+    /// the same time, and what fails first ends the wait. Gives the disk's serial.
+    ///
+    /// # Errors
+    /// What has failed.
+    pub fn prepare(self: &Arc<Self>, cache: Cache, root: PathBuf) -> Result<(Ready, String), SandboxError> {
+        let (sender, receiver) = mpsc::channel();
+        let (this, answer) = (Arc::clone(self), sender.clone());
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name.into());
+            thread.spawn(work).map(drop).map_err(SandboxError::Thread)
+        };
+        // Nobody listens any more if the other step has failed.
+        spawn("ready", Box::new(move || drop(answer.send(Step::Ready(this.ready())))))?;
+        let this = Arc::clone(self);
+        spawn(
+            "image",
+            Box::new(move || drop(sender.send(Step::Disk(this.add_disk(&cache, &root))))),
+        )?;
+        let (mut ready, mut disk) = (None, None);
+        while let Ok(step) = receiver.recv() {
+            match step {
+                Step::Ready(result) => ready = Some(result?),
+                Step::Disk(result) => disk = Some(result?),
+            }
+        }
+        ready.zip(disk).ok_or(SandboxError::Unprepared)
+    }
+
+    /// When what was reached.
+    #[must_use]
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
+    /// Waits until the guest is ready, and connects to its agent.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn ready(&self) -> Result<Ready, SandboxError> {
+        let ready = self.machine.ready(self.patience);
+        let ready = ready.map_err(|error| self.machine_failed(error))?;
+        self.timeline.reach("agent ready");
+        let guest = Guest::connect(self.link()?).map_err(|error| self.explain(error))?;
+        self.timeline.reach("agent connected");
+        // A second call would have waited in vain for a second ready message.
+        let _ = self.guest.set(Arc::new(guest));
+        Ok(ready)
+    }
+
+    /// The way to the sandbox's machine.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn link(&self) -> Result<Link, SandboxError> {
+        let dir = self.dir.dir().try_clone().map_err(|source| SandboxError::Open {
+            what: "the run directory of",
+            path: self.dir.name().into(),
+            source,
+        })?;
+        Ok(Link::new(dir, self.patience))
+    }
+
+    /// Makes or finds the image of the directory `root` and puts it into a free disk slot; gives the slot's serial.
+    ///
+    /// # Errors
+    /// What is wrong with the directory or the image; no slot is free; the machine has ended.
+    pub fn add_disk(&self, cache: &Cache, root: &Path) -> Result<String, SandboxError> {
+        let image = cache.image(root)?;
+        self.timeline.reach(if image.converted {
+            "image converted"
+        } else {
+            "image found"
+        });
+        let disk = lock(&self.free_disks).pop_front().ok_or(SandboxError::NoFreeDisk)?;
+        let attached = self.link()?.attach(&disk, &image.file);
+        attached.map_err(|error| self.explain(error.into()))?;
+        self.timeline.reach("disk attached");
+        Ok(disk)
+    }
+
+    /// The agent, once the guest is ready.
+    ///
+    /// # Errors
+    /// It is not ready yet.
+    pub fn guest(&self) -> Result<Arc<Guest>, SandboxError> {
+        self.guest.get().cloned().ok_or(SandboxError::Unprepared)
+    }
+
+    /// Creates a container up to the point before its first process executes; gives the streams of that.
+    ///
+    /// # Errors
+    /// What is wrong with the container; the machine has ended.
+    pub fn create(&self, name: &str, bundle: Bundle, disk: String, stdin: bool) -> Result<Streams, SandboxError> {
+        let Bundle { root, mut request } = bundle;
+        let guest = self.guest()?;
+        request.container = name.into();
+        request.root.mut_or_insert_default().disk = disk;
+        let process = request.process.mut_or_insert_default();
+        users::add_home(&root, process)?;
+        let stdio = process.stdio.mut_or_insert_default();
+        let streams = guest.streams(stdio, stdin).map_err(|error| self.explain(error))?;
+        self.timeline.reach("streams connected");
+        guest.create(&request).map_err(|error| self.explain(error))?;
+        self.timeline.reach("container created");
+        let mut state = lock(&self.state);
+        state.containers.push(Container {
+            name: name.into(),
+            root,
+            process: ContainerProcess::from(&*request.process),
+        });
+        self.dir.write_state(&state)?;
+        Ok(streams)
+    }
+
+    /// Lets a container's first process execute; gives the guest's time of it.
+    ///
+    /// # Errors
+    /// The command cannot be executed; the machine has ended.
+    pub fn start(&self, process: &ProcessId) -> Result<u64, SandboxError> {
+        let started = self.guest()?.start(process).map_err(|error| self.explain(error))?;
+        self.timeline.reach("process started");
+        Ok(started)
+    }
+
+    /// Waits until a process has exited.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn wait(&self, process: &ProcessId) -> Result<WaitResponse, SandboxError> {
+        let exit = self.guest()?.wait(process).map_err(|error| self.explain(error))?;
+        self.timeline.reach("exit reported");
+        Ok(exit)
+    }
+
+    /// Replaces an error that the machine's end explains by that end.
+    pub fn explain(&self, error: GuestError) -> SandboxError {
+        if error.is_lost() {
+            self.machine_failed(self.machine.ended())
+        } else {
+            error.into()
+        }
+    }
+
+    /// Names the user's own kernel where a guest does not come up with it.
+    fn machine_failed(&self, source: MachineError) -> SandboxError {
+        match &self.kernel {
+            Some(path) if self.guest.get().is_none() => SandboxError::OwnKernel {
+                path: path.clone(),
+                source,
+            },
+            _ => source.into(),
+        }
+    }
+
+    /// Ends the machine without waiting for it and removes the run directory: the name is free at once.
+    ///
+    /// # Errors
+    /// The run directory cannot be removed.
+    pub fn remove(&self) -> Result<(), SandboxError> {
+        self.machine.hang_up();
+        Ok(self.dir.remove()?)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            tracing::warn!(%error, "the sandbox is not removed");
+        }
+    }
+}
+
+fn check(options: &Options) -> Result<(), SandboxError> {
+    if !(1..=MAX_VCPUS).contains(&options.cpus) {
+        return Err(SandboxError::Cpus(options.cpus));
+    }
+    if options.memory_mib < MIN_MEMORY_MIB {
+        return Err(SandboxError::Memory(options.memory_mib));
+    }
+    if !(1..=MAX_DISKS).contains(&options.disks) {
+        return Err(SandboxError::Disks(options.disks));
+    }
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these locks guard is whole whatever happened to the thread that held them.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,45 @@
+//! The harness of the end-to-end tests: husk as a user meets it, through its commands alone.
+//!
+//! A test begins with [`Host::new`], which gives it a run directory of its own and remembers the machine's processes,
+//! mounts, cgroups, sockets and files. [`Host::husk`] begins a command, [`Husk::run`] runs it to its end within a hard
+//! time limit, and [`Outcome`] states what must have come out. When the [`Host`] is dropped, everything that was not
+//! there before is the test's failure.
+//!
+//! ```no_run
+//! # use husk_tests::{Host, busybox};
+//! let host = Host::new();
+//! host.husk().rootfs(busybox()).run(["sh", "-c", "echo seven; exit 7"]).exits(7).prints("seven\n");
+//! ```
+//!
+//! The tests themselves are in `cases/`, by subject. They need root, a usable `/dev/kvm` and what `cargo xtask test`
+//! builds and names in the environment ([`prepared`]); they fail, and say so, where it is missing.
+
+mod bundle;
+mod devices;
+mod diagnosis;
+mod disk;
+mod host;
+mod husk;
+mod leftovers;
+mod outcome;
+mod pattern;
+pub mod prepared;
+mod process;
+mod running;
+mod sandbox;
+mod terminal;
+pub mod tiny;
+mod trees;
+
+pub use bundle::Bundle;
+pub use devices::{with_devices, without_program};
+pub use disk::SmallDisk;
+pub use host::Host;
+pub use husk::Husk;
+pub use outcome::Outcome;
+pub use pattern::Pattern;
+pub use process::Process;
+pub use running::Running;
+pub use sandbox::Sandbox;
+pub use terminal::Terminal;
+pub use trees::{busybox, copy, debian};

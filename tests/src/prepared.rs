@@ -1,0 +1,48 @@
+//! What `cargo xtask test` builds beforehand and names in the environment.
+
+use std::path::PathBuf;
+
+/// The directory of `husk`, `husk-vmm` and `guest/`.
+///
+/// # Panics
+/// `HUSK_TEST_BIN` is not set.
+pub fn bin() -> PathBuf {
+    directory("HUSK_TEST_BIN")
+}
+
+/// A root file system of busybox.
+///
+/// # Panics
+/// `HUSK_TEST_BUSYBOX` is not set.
+pub fn busybox() -> PathBuf {
+    directory("HUSK_TEST_BUSYBOX")
+}
+
+/// A root file system of Debian (minbase) with python3.
+///
+/// # Panics
+/// `HUSK_TEST_DEBIAN` is not set.
+pub fn debian() -> PathBuf {
+    directory("HUSK_TEST_DEBIAN")
+}
+
+/// Debian's own kernel image: a bzImage.
+///
+/// # Panics
+/// `HUSK_TEST_DEBIAN_KERNEL` is not set.
+pub fn debian_kernel() -> PathBuf {
+    directory("HUSK_TEST_DEBIAN_KERNEL")
+}
+
+fn directory(name: &str) -> PathBuf {
+    let path = std::env::var_os(name)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from);
+    let path = path.unwrap_or_else(|| panic!("{name} is not set: run the end-to-end tests with `cargo xtask test`"));
+    assert!(
+        path.exists(),
+        "{name} names {}, which does not exist: run `cargo xtask test`",
+        path.display()
+    );
+    path
+}

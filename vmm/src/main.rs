@@ -1,0 +1,165 @@
+//! `husk-vmm --config-fd N`: runs one machine until its end.
+//!
+//! | exit code | end |
+//! |---|---|
+//! | 0 | the guest shut down |
+//! | 1 | the machine could not be built, or failed |
+//! | 2 | the command line or the configuration cannot be used; there is no report |
+//! | 10 | the guest asked for a reboot |
+//! | 11 | the guest's kernel panicked |
+//! | 12 | the guest triple-faulted |
+//! | 13 | KVM cannot continue a vCPU |
+//! | 14 | the owner stopped the machine |
+//! | 15 | the owner is gone |
+
+#![deny(unsafe_code)]
+
+use std::fs::File;
+use std::io::IsTerminal;
+use std::os::fd::OwnedFd;
+use std::panic::PanicHookInfo;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use husk_vmm::control::Control;
+use husk_vmm::ending::{Ending, chain};
+use husk_vmm::machine::Machine;
+use husk_vmm::report::{Reporter, exit_code};
+use husk_vmm::resources::{self, Resources};
+use husk_vmm::threads::panic_text;
+use husk_vmm::timeline::{Timeline, now};
+use husk_vmm_config::{Config, Descriptor, End, ExitCounts, Report};
+
+const USAGE: &str = "usage: husk-vmm --config-fd N\n       husk-vmm --version";
+const UNUSABLE: u8 = 2;
+
+fn main() -> ExitCode {
+    let started = now();
+    match run(started) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("husk-vmm: {error:#}");
+            ExitCode::from(UNUSABLE)
+        }
+    }
+}
+
+fn run(started: u64) -> anyhow::Result<u8> {
+    let Some(config_fd) = parse_arguments()? else {
+        println!("husk-vmm {}", env!("CARGO_PKG_VERSION"));
+        return Ok(0);
+    };
+    start_logging();
+    let timeline = Arc::new(Timeline::new());
+    timeline.note("process started", started);
+
+    let config = read_config(config_fd)?;
+    let reporter = Arc::new(Reporter::new(take(config.report, "report")?));
+    report_panics(&reporter);
+    timeline.reach("configuration read");
+
+    let (report, machine) = live(&config, &timeline);
+    tracing::info!("{}", report.end);
+    if let Err(error) = reporter.write(&report) {
+        tracing::warn!(%error, "nobody takes the report");
+    }
+    drop(machine);
+    Ok(exit_code(&report.end))
+}
+
+/// Boots the machine and controls it until its end. The machine is handed back so that the report need not wait for
+/// it to be taken down.
+fn live(config: &Config, timeline: &Arc<Timeline>) -> (Report, Option<Machine>) {
+    let failed = |error: &dyn std::error::Error| Report {
+        end: End::Failed { reason: chain(error) },
+        exits: ExitCounts::default(),
+        phases: timeline.phases(),
+    };
+    let ending = match Ending::new() {
+        Ok(ending) => Arc::new(ending),
+        Err(error) => return (failed(&error), None),
+    };
+    // SAFETY: nothing else in this process uses the descriptors it was started with.
+    #[allow(unsafe_code)]
+    let Resources {
+        parts,
+        control,
+        lifeline,
+    } = match unsafe { Resources::take(config) } {
+        Ok(resources) => resources,
+        Err(error) => return (failed(&error), None),
+    };
+    let mut machine = match Machine::boot(config, parts, &ending, timeline) {
+        Ok(machine) => machine,
+        Err(error) => return (failed(&error), None),
+    };
+    let control = Control::new(control, lifeline, &ending);
+    if let Err(error) = control.and_then(|mut control| control.run(&mut machine, &ending)) {
+        ending.fail(&error);
+    }
+    (machine.stop(), Some(machine))
+}
+
+/// The number behind `--config-fd`, or `None` for `--version`.
+fn parse_arguments() -> anyhow::Result<Option<Descriptor>> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let words: Vec<_> = arguments.iter().map(|word| word.to_str().unwrap_or_default()).collect();
+    match words.as_slice() {
+        ["--version"] => Ok(None),
+        ["--config-fd", number] => {
+            let number = number
+                .parse()
+                .with_context(|| format!("{number:?} is not the number of a descriptor\n{USAGE}"))?;
+            Ok(Some(Descriptor(number)))
+        }
+        _ => bail!("{USAGE}"),
+    }
+}
+
+fn read_config(fd: Descriptor) -> anyhow::Result<Config> {
+    Config::read(File::from(take(fd, "configuration")?)).context("the configuration cannot be used")
+}
+
+fn take(fd: Descriptor, what: &str) -> anyhow::Result<OwnedFd> {
+    // SAFETY: nothing else in this process uses the descriptors it was started with.
+    #[allow(unsafe_code)]
+    let owned = unsafe { resources::take(fd, what) }?;
+    Ok(owned)
+}
+
+/// Logs to stderr what `HUSK_LOG` asks for; warnings if it says nothing.
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HUSK_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+/// A panic ends the process; the owner is told why before that.
+fn report_panics(reporter: &Arc<Reporter>) {
+    let reporter = Arc::clone(reporter);
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
+        print(panic);
+        let thread = std::thread::current();
+        let end = End::Failed {
+            reason: format!(
+                "the thread {} panicked: {}",
+                thread.name().unwrap_or("without a name"),
+                panic_text(panic.payload())
+            ),
+        };
+        let code = exit_code(&end);
+        // If the owner does not take it, there is nobody left to tell.
+        let _ = reporter.write(&Report {
+            end,
+            exits: ExitCounts::default(),
+            phases: Vec::new(),
+        });
+        std::process::exit(code.into());
+    }));
+}

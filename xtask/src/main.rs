@@ -1,0 +1,233 @@
+//! The project's tasks, run as `cargo xtask TASK`.
+
+mod build;
+mod cache;
+mod demo;
+mod every_test;
+mod host;
+mod place;
+mod process;
+mod setup;
+mod size;
+mod trees;
+mod workspace;
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use lexopt::prelude::*;
+
+const HELP: &str = "\
+The tasks of husk's developers.
+
+Usage: cargo xtask TASK [OPTIONS]
+
+Tasks:
+  demo   Build everything and run a container in a microVM
+  test   Run every test
+  build  Build husk, husk-vmm, the agent and the guest's kernel
+  setup  Install what the other tasks need; they also do it themselves
+  host   Run a command in the emulated host, a machine with KVM in software
+
+`cargo xtask TASK --help` tells more.";
+
+const HOST_HELP: &str = "\
+Boot the emulated host, a machine with KVM in software, and run COMMAND in it as root, in the same directory.
+
+Usage: cargo xtask host [OPTIONS] [-- COMMAND...]
+
+The machine's root file system is visible. Writes to the checkout and to the build output go through; all others go to
+memory and are gone at the end. /tmp and /run are empty. stdin, stdout, stderr and the exit code pass through. Without
+COMMAND: a shell.
+
+Options:
+      --cpus N           Virtual processors [default: 2]
+      --memory SIZE      Memory, such as 512M or 4G [default: 4G]
+      --timeout SECONDS  End it after this time, with exit code 124
+  -t, --tty              Give COMMAND a terminal
+      --icount           Let the clock count instructions: slow, one processor, hardly any noise in timings
+      --gdb PORT         Let a debugger attach to the machine at localhost:PORT
+  -h, --help             This text
+
+Exit code: COMMAND's; 128 + n when signal n ended it; 127 or 126 when it was not found or could not be run; 125 when
+the emulated host failed; 124 when the time was over.
+
+Examples:
+  cargo xtask host
+  cargo xtask host -- ls -l /dev/kvm
+  cargo xtask host --timeout 60 -- target/x86_64-unknown-linux-musl/release/husk doctor";
+
+const TEST_HELP: &str = "\
+Run every test: the units on this machine, the end-to-end tests where /dev/kvm is real.
+
+Usage: cargo xtask test [OPTIONS] [FILTER]...
+
+Without hardware virtualization the end-to-end tests run in the emulated host, all in one boot of it.
+
+Options:
+      --only unit|e2e  One kind alone
+  -h, --help           This text
+
+Examples:
+  cargo xtask test
+  cargo xtask test --only e2e exec";
+
+fn main() {
+    let code = run(lexopt::Parser::from_env()).unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        host::OWN_FAILURE
+    });
+    std::process::exit(code);
+}
+
+fn run(mut arguments: lexopt::Parser) -> Result<i32> {
+    match arguments.next()? {
+        Some(Value(task)) if task == "host" => match host_options(&mut arguments)? {
+            Some(options) => host::run(&options),
+            None => help(HOST_HELP),
+        },
+        Some(Value(task)) if task == "test" => match test_options(&mut arguments)? {
+            Some((only, filter)) => every_test::run(only, &filter),
+            None => help(TEST_HELP),
+        },
+        Some(Value(task)) if task == "demo" => end_of(&mut arguments).and_then(|()| demo::run()),
+        Some(Value(task)) if task == "build" => {
+            end_of(&mut arguments)?;
+            let programs = build::run()?;
+            step(&format!("built: {0}/husk, {0}/husk-vmm, {0}/guest", programs.display()));
+            Ok(0)
+        }
+        Some(Value(task)) if task == "setup" => {
+            end_of(&mut arguments)?;
+            let needs = [setup::BUILD, setup::DEMO, setup::TEST].concat();
+            setup::ensure(&needs)?;
+            setup::ensure_rust_target(workspace::TARGET)?;
+            host::ensure()?;
+            Ok(0)
+        }
+        Some(Long("help") | Short('h')) => help(HELP),
+        Some(Value(other)) => bail!("there is no task {other:?}; see `cargo xtask --help`"),
+        Some(other) => Err(other.unexpected().into()),
+        None => bail!("which task? See `cargo xtask --help`"),
+    }
+}
+
+fn help(text: &str) -> Result<i32> {
+    println!("{text}");
+    Ok(0)
+}
+
+/// For a task without options.
+fn end_of(arguments: &mut lexopt::Parser) -> Result<()> {
+    match arguments.next()? {
+        None => Ok(()),
+        Some(other) => Err(other.unexpected().into()),
+    }
+}
+
+/// None: help was asked for.
+fn test_options(arguments: &mut lexopt::Parser) -> Result<Option<(every_test::Only, Vec<OsString>)>> {
+    let (mut only, mut filter) = (every_test::Only::All, Vec::new());
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("only") => {
+                only = match arguments.value()?.string()?.as_str() {
+                    "unit" => every_test::Only::Unit,
+                    "e2e" => every_test::Only::EndToEnd,
+                    other => bail!("--only is unit or e2e, not {other:?}"),
+                }
+            }
+            Long("help") | Short('h') => return Ok(None),
+            Value(word) => filter.push(word),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Some((only, filter)))
+}
+
+/// None: help was asked for.
+fn host_options(arguments: &mut lexopt::Parser) -> Result<Option<host::Options>> {
+    let mut options = host::Options::default();
+    let mut cpus = None;
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("cpus") => cpus = Some(arguments.value()?.parse().context("--cpus")?),
+            Long("memory") => options.memory = size::parse(&arguments.value()?.string()?).context("--memory")?,
+            Long("timeout") => options.timeout = Some(seconds(arguments.value()?).context("--timeout")?),
+            Long("icount") => options.icount = true,
+            Long("gdb") => options.gdb = Some(arguments.value()?.parse().context("--gdb")?),
+            Long("tty") | Short('t') => options.tty = true,
+            Long("help") | Short('h') => return Ok(None),
+            Value(program) => {
+                options.command.push(program);
+                options.command.extend(arguments.raw_args()?);
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    if let Some(cpus) = cpus {
+        ensure!((1..=64).contains(&cpus), "--cpus is {cpus}, not 1 to 64");
+        ensure!(
+            cpus == 1 || !options.icount,
+            "--icount has one processor, so --cpus {cpus} does not go with it"
+        );
+        options.cpus = cpus;
+    }
+    Ok(Some(options))
+}
+
+fn seconds(text: OsString) -> Result<Duration> {
+    let seconds: f64 = text.parse()?;
+    let duration = Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|duration| !duration.is_zero());
+    duration.with_context(|| format!("{seconds} is no time in seconds"))
+}
+
+/// Says what is being done, on stderr: stdout belongs to commands that are run.
+fn step(what: &str) {
+    eprintln!("xtask: {what}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Option<host::Options>> {
+        host_options(&mut lexopt::Parser::from_args(words))
+    }
+
+    #[test]
+    fn options_end_where_the_command_begins() {
+        let options = parse(&["--cpus=3", "--memory", "1G", "--timeout", "1.5", "--", "ls", "--help"])
+            .unwrap()
+            .unwrap();
+        assert_eq!((options.cpus, options.memory), (3, 1 << 30));
+        assert_eq!(options.timeout, Some(Duration::from_millis(1500)));
+        assert_eq!(options.command, ["ls", "--help"]);
+        assert_eq!(
+            parse(&["ls", "--cpus", "0"]).unwrap().unwrap().command,
+            ["ls", "--cpus", "0"]
+        );
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        for words in [
+            &["--cpus", "0"][..],
+            &["--cpus", "65"],
+            &["--cpus", "two"],
+            &["--cpus", "2", "--icount"],
+            &["--memory", "much"],
+            &["--timeout", "0"],
+            &["--timeout", "-1"],
+            &["--timeout", "soon"],
+            &["--gdb", "65536"],
+            &["--unknown"],
+            &["--cpus"],
+        ] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
+    }
+}
