@@ -200,6 +200,11 @@ impl<'h> Running<'h> {
         self
     }
 
+    /// Whether husk itself has ended, as far as was noticed: until then a signal reaches it.
+    pub fn is_over(&self) -> bool {
+        self.status.is_some()
+    }
+
     /// What has come on stdout by now.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&self.stdout.bytes).into_owned()
