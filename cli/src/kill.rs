@@ -24,7 +24,7 @@ pub(crate) fn kill(global: &Global, args: &KillArgs) -> Result<u8> {
     let quick = Link::new(dir, PATIENCE.min(global.patience()));
     if let Err(error) = send(&args.name, &found, quick, args.signal) {
         tracing::info!("the machine is stopped, as its guest does not do it: {error:#}");
-        link(global, &found)?.request(&Request::Stop, None)?;
+        link(global, &found)?.request(&Request::Stop, &[])?;
     }
     Ok(0)
 }

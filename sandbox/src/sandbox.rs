@@ -225,7 +225,7 @@ impl Sandbox {
             "image found"
         });
         let disk = lock(&self.free_disks).pop_front().ok_or(SandboxError::NoFreeDisk)?;
-        let attached = self.link()?.attach(&disk, &image.file);
+        let attached = self.link()?.attach(&disk, &[image.file]);
         attached.map_err(|error| self.explain(error.into()))?;
         self.timeline.reach("disk attached");
         Ok(disk)

@@ -3,7 +3,7 @@
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use husk_vmm_config::{End, MAX_MESSAGE, Request, Response};
+use husk_vmm_config::{End, MAX_MESSAGE, MAX_PARTS, Request, Response};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockFlag, accept4, recvmsg, send};
@@ -147,8 +147,8 @@ impl Control {
 struct Packet {
     /// The request; `None` if it was longer than allowed.
     text: Option<Vec<u8>>,
-    /// The first descriptor that came with it.
-    descriptor: Option<OwnedFd>,
+    /// The descriptors that came with it; `None` if they were more than allowed.
+    descriptors: Option<Vec<OwnedFd>>,
 }
 
 impl Packet {
@@ -156,7 +156,7 @@ impl Packet {
     fn receive(client: &impl AsFd) -> Result<Option<Self>, Errno> {
         let mut text = vec![0; MAX_MESSAGE];
         let mut parts = [IoSliceMut::new(&mut text)];
-        let mut space = nix::cmsg_space!(RawFd);
+        let mut space = nix::cmsg_space!([RawFd; MAX_PARTS]);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
         let message = recvmsg::<()>(client.as_fd().as_raw_fd(), &mut parts, Some(&mut space), flags)?;
         let mut descriptors = Vec::new();
@@ -170,6 +170,7 @@ impl Packet {
             }
         }
         let whole = !message.flags.contains(MsgFlags::MSG_TRUNC);
+        let complete = !message.flags.contains(MsgFlags::MSG_CTRUNC);
         let length = message.bytes;
         if length == 0 {
             return Ok(None);
@@ -177,7 +178,7 @@ impl Packet {
         text.truncate(length);
         Ok(Some(Self {
             text: whole.then_some(text),
-            descriptor: descriptors.into_iter().next(),
+            descriptors: complete.then_some(descriptors),
         }))
     }
 }
@@ -207,12 +208,13 @@ fn answer(packet: Packet, machine: &mut Machine) -> (Response, bool) {
             machine.kick();
             Ok(())
         }
-        Request::Attach { disk } => match packet.descriptor {
-            Some(file) => machine
+        Request::Attach { disk } => match packet.descriptors {
+            Some(files) if files.is_empty() => Err("no descriptor came with the request".into()),
+            Some(files) => machine
                 .devices()
-                .attach(&disk, file.into())
+                .attach(&disk, files.into_iter().map(Into::into).collect())
                 .map_err(|error| chain(&error)),
-            None => Err("no descriptor came with the request".into()),
+            None => Err(format!("more than {MAX_PARTS} descriptors came with the request")),
         },
         Request::Detach { disk } => machine.devices().detach(&disk).map_err(|error| chain(&error)),
     };

@@ -192,13 +192,13 @@ impl Devices {
         }
     }
 
-    /// Puts a file into an empty disk slot.
+    /// Puts a file, or several as one disk, into an empty disk slot.
     ///
     /// # Errors
-    /// There is no such slot, or it does not take the file.
-    pub fn attach(&self, disk: &str, file: File) -> Result<(), DevicesError> {
+    /// There is no such slot, or it does not take the files.
+    pub fn attach(&self, disk: &str, files: Vec<File>) -> Result<(), DevicesError> {
         self.slot(disk)?
-            .attach(file)
+            .attach_parts(files)
             .map_err(|error| DevicesError::Attach(disk.to_owned(), error))
     }
 

@@ -141,11 +141,20 @@ impl Handle {
     /// # Errors
     /// The slot is not empty, or the file cannot be its disk.
     pub fn attach(&self, file: File) -> Result<(), AttachError> {
+        self.attach_parts(vec![file])
+    }
+
+    /// Puts a disk into the slot that consists of the files, one behind the other. If they are several, the slot is a
+    /// read-only one.
+    ///
+    /// # Errors
+    /// The slot is not empty, or the files cannot be its disk.
+    pub fn attach_parts(&self, files: Vec<File>) -> Result<(), AttachError> {
         let mut contents = self.slot.contents();
         if contents.disk.is_some() {
             return Err(AttachError::Occupied);
         }
-        let (backend, closed) = Backend::open(file, self.slot.read_only)?;
+        let (backend, closed) = Backend::open(files, self.slot.read_only)?;
         contents.disk = Some(Disk {
             backend: Arc::new(backend),
             closed,

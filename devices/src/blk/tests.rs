@@ -269,7 +269,7 @@ fn writes_zeroes_where_the_file_system_cannot() {
     // A file in memory has no ZERO_RANGE.
     let mut file = tempfile::tempfile_in("/dev/shm").unwrap();
     file.write_all(&pattern(600, 1)).unwrap();
-    let (backend, _open) = backend::Backend::open(file.try_clone().unwrap(), false).unwrap();
+    let (backend, _open) = backend::Backend::open(vec![file.try_clone().unwrap()], false).unwrap();
     for (sector, sectors, unmap) in [(1, 300, false), (400, 8, true)] {
         backend
             .write_zeroes(sector * 512, sectors * 512, unmap, &AtomicBool::new(false))

@@ -1,7 +1,7 @@
 //! The ways to a machine that any process of its user can take: the sockets in its run directory.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -106,11 +106,11 @@ impl Link {
         })
     }
 
-    /// Asks the machine for something; a file goes with the request.
+    /// Asks the machine for something; files go with the request.
     ///
     /// # Errors
     /// The machine has ended, does not answer, or refuses.
-    pub fn request(&self, request: &Request, file: Option<&dyn AsRawFd>) -> Result<Response, LinkError> {
+    pub fn request(&self, request: &Request, files: &[BorrowedFd<'_>]) -> Result<Response, LinkError> {
         let exchange = || -> Result<Vec<u8>, io::Error> {
             let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
             let patience = TimeVal::milliseconds(i64::try_from(self.patience.as_millis()).unwrap_or(i64::MAX));
@@ -121,7 +121,7 @@ impl Link {
                 &UnixAddr::new(&short_path(&self.dir, rundir::CONTROL))?,
             )?;
             let text = serde_json::to_vec(request)?;
-            let files: Vec<_> = file.iter().map(|file| file.as_raw_fd()).collect();
+            let files: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
             let rights = [ControlMessage::ScmRights(&files)];
             let rights = if files.is_empty() { &[][..] } else { &rights[..] };
             let flags = MsgFlags::MSG_NOSIGNAL;
@@ -147,19 +147,20 @@ impl Link {
     /// # Errors
     /// As [`Link::request`].
     pub fn status(&self) -> Result<Status, LinkError> {
-        match self.request(&Request::Status, None)? {
+        match self.request(&Request::Status, &[])? {
             Response::Status(status) => Ok(status),
             _ => Err(LinkError::Answer),
         }
     }
 
-    /// Puts an image into an empty disk slot.
+    /// Puts an image into an empty disk slot: the files one behind the other.
     ///
     /// # Errors
     /// As [`Link::request`].
-    pub fn attach(&self, disk: &str, image: &impl AsFd) -> Result<(), LinkError> {
+    pub fn attach(&self, disk: &str, files: &[impl AsFd]) -> Result<(), LinkError> {
         let request = Request::Attach { disk: disk.into() };
-        self.request(&request, Some(&image.as_fd())).map(drop)
+        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        self.request(&request, &files).map(drop)
     }
 }
 

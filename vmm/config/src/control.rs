@@ -7,6 +7,9 @@ use crate::{ExitCounts, Phase};
 /// The longest control message in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
 
+/// The largest number of files that make one disk (`SCM_MAX_FD` of Linux is 253).
+pub const MAX_PARTS: usize = 250;
+
 /// What the owner asks of a running machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
@@ -21,7 +24,8 @@ pub enum Request {
     Stop,
     /// Make every vCPU leave the guest once and every device look at its queues: mends a lost notification.
     Kick,
-    /// Put the file whose descriptor comes with the packet (`SCM_RIGHTS`) into an empty disk slot.
+    /// Put the file whose descriptor comes with the packet (`SCM_RIGHTS`) into an empty disk slot. Up to [`MAX_PARTS`]
+    /// descriptors are one disk for a read-only slot: the files one behind the other, each of whole sectors.
     Attach {
         /// The disk's id.
         disk: String,

@@ -16,5 +16,5 @@ pub use config::{
     Config, ConfigError, Console, Descriptor, Disk, HostPort, Kernel, MAX_COMMAND_LINE, MAX_DISKS, MAX_QUEUES,
     MAX_VCPUS, MIN_MEMORY_MIB, Topology, Vsock,
 };
-pub use control::{MAX_MESSAGE, Request, Response, State, Status};
+pub use control::{MAX_MESSAGE, MAX_PARTS, Request, Response, State, Status};
 pub use report::{End, ExitCounts, Phase, Report};

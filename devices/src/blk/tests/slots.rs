@@ -143,3 +143,42 @@ fn refuses_a_state_that_is_not_its_own() {
         Err(StateError::Configuration(_))
     ));
 }
+
+#[test]
+fn several_files_are_one_disk() {
+    let lengths = [3, 1, 200, 5];
+    let whole = pattern(lengths.iter().sum(), 9);
+    let mut rest = whole.as_slice();
+    let files: Vec<File> = lengths
+        .iter()
+        .map(|sectors| {
+            let (part, left) = rest.split_at(sectors * 512);
+            rest = left;
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(part).unwrap();
+            file
+        })
+        .collect();
+    let copies = |range: std::ops::Range<usize>| -> Vec<File> {
+        files[range].iter().map(|file| file.try_clone().unwrap()).collect()
+    };
+    let (block, handle) = Block::new(options(true, 1)).unwrap();
+    handle.attach_parts(copies(0..4)).unwrap();
+    let mut machine = Machine::new(block);
+    machine.start(feature::VERSION_1);
+    // Within a part, over one border, over all of them, to the last sector and beyond it.
+    for (sector, sectors) in [(1, 1), (2, 2), (0, 209), (203, 6), (208, 1)] {
+        let expected = &whole[sector * 512..(sector + sectors) * 512];
+        let (status, data) = machine.ask(IN, sector as u64, &[], sectors * 512);
+        assert!(status == OK && data == expected, "{sectors} sectors from {sector} on");
+    }
+    assert_eq!(machine.ask(IN, 209, &[], 512).0, IOERR);
+
+    let (_block, handle) = Block::new(options(true, 1)).unwrap();
+    files[1].set_len(700).unwrap();
+    assert!(matches!(handle.attach_parts(copies(0..4)), Err(AttachError::Uneven(1))));
+    assert!(matches!(handle.attach_parts(Vec::new()), Err(AttachError::NoParts)));
+    let (_block, writable) = Block::new(options(false, 1)).unwrap();
+    let refused = writable.attach_parts(copies(2..4));
+    assert!(matches!(refused, Err(AttachError::WritableParts)));
+}
