@@ -328,6 +328,27 @@ impl Write for Hashing<'_, '_> {
     }
 }
 
+/// The beginning of a file's contents, from the layer file that holds them: at most `limit` bytes.
+///
+/// # Errors
+/// The layer file cannot be read.
+pub fn read(file: &File, content: &Content, limit: usize) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(content.size).unwrap_or(usize::MAX).min(limit);
+    let mut bytes = vec![0; length];
+    match &content.data {
+        Data::Plain(block) => file.read_exact_at(&mut bytes, u64::from(*block) * BLOCK)?,
+        Data::Chunks { bits, blocks } => {
+            let chunk = usize::try_from(BLOCK << bits).unwrap_or(usize::MAX);
+            for (part, block) in bytes.chunks_mut(chunk).zip(blocks) {
+                if let Some(block) = block {
+                    file.read_exact_at(part, u64::from(*block) * BLOCK)?;
+                }
+            }
+        }
+    }
+    Ok(bytes)
+}
+
 /// Whether a file is a whole layer file, as far as its end tells.
 #[must_use]
 pub fn is_whole(file: &File) -> bool {
@@ -423,7 +444,7 @@ fn whiteout(path: &[u8]) -> Result<Name, LayerError> {
 }
 
 /// A path from the root on, without empty components and dots; none if it has two dots.
-fn clean(path: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn clean(path: &[u8]) -> Option<Vec<u8>> {
     let mut clean = Vec::with_capacity(path.len());
     for component in path.split(|byte| *byte == b'/') {
         match component {

@@ -14,19 +14,20 @@
 //! and kept once, whatever images it is a part of, and the guest mounts one file system, however many layers there are.
 //! Nothing of this needs privileges, mounts or a file system that can hold what the image holds.
 //!
-//! [`directory`] makes a layer file from a root directory in the same way.
-//!
 //! The crate knows nothing of virtual machines and keeps nothing: what it writes goes into files that it is given.
 
 #![deny(unsafe_code)]
 
 mod blocks;
 mod decompress;
+mod digest;
 pub mod entry;
 pub mod erofs;
 pub mod layer;
 mod limits;
+pub mod source;
 pub mod tar;
 pub mod tree;
 
+pub use digest::Digest;
 pub use limits::Limits;

@@ -13,6 +13,8 @@ pub struct Limits {
     pub layers: usize,
     /// Bytes of a manifest, an index or a configuration.
     pub json_bytes: u64,
+    /// Bytes of a compressed archive that holds an image, when it is uncompressed.
+    pub archive_bytes: u64,
     /// Members of an archive that holds an image.
     pub archive_members: usize,
 }
@@ -25,6 +27,7 @@ impl Limits {
         metadata_bytes: 512 << 20,
         layers: 128,
         json_bytes: 8 << 20,
+        archive_bytes: 256 << 30,
         archive_members: 100_000,
     };
 }

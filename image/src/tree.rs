@@ -247,17 +247,7 @@ impl Tree {
         let Some((parent, name)) = split(path) else {
             return Ok(None);
         };
-        let walked = Walk::new(path, parent).run(self, |tree, parent, name| {
-            let meta = Meta {
-                mode: MODE,
-                mtime: time,
-                ..Meta::default()
-            };
-            let node = Node::Directory(BTreeMap::new());
-            let number = tree.add(Inode { meta, node })?;
-            tree.name(parent, name.to_vec(), number);
-            Ok(Some(number))
-        })?;
+        let walked = Walk::new(path, parent).run(self, make(time))?;
         match walked {
             Some(number) if !self.is_directory(number) => Err(not_a_directory(path, parent)),
             walked => Ok(walked.map(|number| (number, name.to_vec()))),
@@ -277,6 +267,14 @@ impl Tree {
             Err(TreeError::NotADirectory { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Sees to it that there is something under a path: a directory, if nothing is there.
+    ///
+    /// # Errors
+    /// Something on the way to it is not a directory.
+    pub fn make_directory(&mut self, path: &[u8]) -> Result<(), TreeError> {
+        Walk::new(path, path).run(self, make(0)).map(drop)
     }
 
     /// The contents of the regular file that a process in the root would open under this path, with their layer.
@@ -334,6 +332,21 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (b"", path),
     })
+}
+
+/// Makes the directories that a walk does not find.
+fn make(time: i64) -> impl Fn(&mut Tree, Number, &[u8]) -> Result<Option<Number>, TreeError> {
+    move |tree, parent, name| {
+        let meta = Meta {
+            mode: MODE,
+            mtime: time,
+            ..Meta::default()
+        };
+        let node = Node::Directory(BTreeMap::new());
+        let number = tree.add(Inode { meta, node })?;
+        tree.name(parent, name.to_vec(), number);
+        Ok(Some(number))
+    }
 }
 
 /// A way from the root along components and symbolic links.

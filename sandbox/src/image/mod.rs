@@ -1,4 +1,4 @@
-//! Root directories as EROFS images.
+//! Root directories and OCI images as EROFS images.
 //!
 //! A guest mounts its root file system from a disk. [`Cache::image`] makes the disk's image from a directory with
 //! `mkfs.erofs` and keeps it by a [key](tree) that a walk over the tree gives without reading a file's contents: a
@@ -11,7 +11,9 @@
 //! gives an image that is used once and not kept. When the cache grows beyond its limit the images that have not been
 //! used for longest go; one that a machine uses stays readable for it.
 
+mod contents;
 mod mkfs;
+mod oci;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -19,14 +21,21 @@ mod unfinished;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
+pub use husk_image::Limits;
+pub use husk_image::source::{Config, Reference, Source, SourceError};
+use husk_image::erofs::ErofsError;
+use husk_image::layer::LayerFileError;
+use husk_image::tree::TreeError as MergeError;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use thiserror::Error;
 
+pub use contents::{Cached, Pruned, What, sizes};
 pub use mkfs::{MkfsError, program as mkfs_program};
+pub use oci::{Prepared, Record, Step};
 pub use tree::TreeError;
 use tree::{Key, Tree};
 use unfinished::Unfinished;
@@ -41,11 +50,11 @@ pub struct Cache {
     limit: u64,
 }
 
-/// A root file system's image.
+/// A root file system's image, which is not removed from the cache while one of its files is open.
 #[derive(Debug)]
 pub struct Image {
-    /// The image, open for reading.
-    pub file: File,
+    /// The files that are the disk, one behind the other, open for reading.
+    pub parts: Vec<File>,
     /// Whether it had to be made.
     pub converted: bool,
 }
@@ -58,6 +67,18 @@ pub enum ImageError {
     Tree(#[from] TreeError),
     #[error(transparent)]
     Mkfs(#[from] MkfsError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("the image's layers do not make a root file system")]
+    Merge(#[from] MergeError),
+    #[error("the image cannot be converted")]
+    Erofs(#[from] ErofsError),
+    #[error("a layer in the cache cannot be used")]
+    LayerFile(#[from] LayerFileError),
+    #[error("the image's layers do not belong together")]
+    Layers,
+    #[error("no space left for an image in the cache {}; make room or name another directory with HUSK_IMAGE_CACHE", .0.display())]
+    Full(PathBuf),
     #[error("the image cache {} cannot be used; name another directory with HUSK_IMAGE_CACHE", dir.display())]
     Cache {
         dir: PathBuf,
@@ -76,8 +97,7 @@ impl Cache {
             dir: dir.to_owned(),
             limit,
         };
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(|source| cache.failed(source))?;
+        oci::make_directory(dir).map_err(|source| cache.failed(source))?;
         Ok(cache)
     }
 
@@ -88,17 +108,17 @@ impl Cache {
     pub fn image(&self, root: &Path) -> Result<Image, ImageError> {
         let tree = Tree::read(root)?;
         if let Some(file) = self.lookup(&tree.key) {
-            return Ok(Image { file, converted: false });
+            return Ok(Image::new(file, false));
         }
-        let lock = self.lock(&tree.key).map_err(|source| self.failed(source))?;
+        let lock = self.lock(&self.dir, &tree.key).map_err(|source| self.failed(source))?;
         // Another one may have made it meanwhile.
         if let Some(file) = self.lookup(&tree.key) {
-            return Ok(Image { file, converted: false });
+            return Ok(Image::new(file, false));
         }
         tracing::info!(root = %root.display(), "converting the root file system to an EROFS image");
         let file = self.convert(root, &tree)?;
         drop(lock);
-        Ok(Image { file, converted: true })
+        Ok(Image::new(file, true))
     }
 
     fn failed(&self, source: io::Error) -> ImageError {
@@ -112,86 +132,114 @@ impl Cache {
         self.dir.join(format!("{key}.erofs"))
     }
 
-    /// An image that is there and whole. One that a power failure has cut short is made anew.
+    /// Tells that the disk is full from what else can be wrong.
+    fn explain(&self, error: ImageError) -> ImageError {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(error) = cause {
+            let said = error.downcast_ref::<io::Error>().map(io::Error::kind);
+            if said == Some(io::ErrorKind::StorageFull) {
+                return ImageError::Full(self.dir.clone());
+            }
+            cause = error.source();
+        }
+        error
+    }
+
+    /// An image that is there and whole.
     fn lookup(&self, key: &Key) -> Option<File> {
-        let path = self.path(key);
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(&path)
-            .ok()?;
+        self.open_whole(&self.path(key), is_whole)
+    }
+
+    /// A file of the cache that is there and whole. One that a power failure has cut short is made anew.
+    fn open_whole(&self, path: &Path, is_whole: impl Fn(&File) -> bool) -> Option<File> {
+        let file = in_use(contents::open(path).ok()??);
+        // Whoever has removed it had it locked until then.
+        if file.metadata().ok()?.nlink() == 0 {
+            return None;
+        }
         if !is_whole(&file) {
             tracing::warn!(image = %path.display(), "the image is damaged and is made anew");
             // If it cannot be removed, linking the new one says why.
-            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(path);
             return None;
         }
-        // Its time of modification says when it was last used; without it the image is only forgotten too early.
-        let _ = file.set_modified(SystemTime::now());
+        // Its time of modification says when it was last used.
+        contents::touch(&file);
         Some(file)
     }
 
-    /// Waits until no other process converts the same tree.
-    fn lock(&self, key: &Key) -> io::Result<File> {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(self.dir.join("lock"))?;
-        // The constants are small, whatever their type.
-        #[allow(clippy::cast_possible_truncation)]
-        let range = libc::flock {
-            l_type: libc::F_WRLCK as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
-            l_start: key.offset(),
-            l_len: 1,
-            l_pid: 0,
-        };
-        fcntl(&file, FcntlArg::F_OFD_SETLKW(&range))?;
+    /// Waits until no other process makes the same thing; `directory` has the locks of its kind of things.
+    fn lock(&self, directory: &Path, key: &Key) -> io::Result<File> {
+        let file = lock_file(directory)?;
+        fcntl(&file, FcntlArg::F_OFD_SETLKW(&range(key)))?;
         Ok(file)
+    }
+
+    /// The same without waiting: none if another process makes it.
+    fn try_lock(&self, directory: &Path, key: &Key) -> io::Result<Option<File>> {
+        let file = lock_file(directory)?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&range(key))) {
+            Ok(_) => Ok(Some(file)),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     fn convert(&self, root: &Path, tree: &Tree) -> Result<File, ImageError> {
         let started = tree::coarse_now().map_err(|source| self.failed(source))?;
         let unfinished = Unfinished::create(&self.dir).map_err(|source| self.failed(source))?;
         mkfs::run(root, &unfinished, &self.dir)?;
-        let file = unfinished.reopen().map_err(|source| self.failed(source))?;
+        let file = in_use(unfinished.reopen().map_err(|source| self.failed(source))?);
         // A later change would not show in a time that a change in the conversion's first tick also has.
         let settled = tree.newest < started && Tree::read(root)?.key == tree.key;
         if settled {
             unfinished
                 .keep(&self.path(&tree.key))
                 .map_err(|source| self.failed(source))?;
-            self.evict(&self.path(&tree.key));
+            self.evict();
         } else {
             tracing::info!(root = %root.display(), "the root file system has just changed; its image is not kept");
         }
         Ok(file)
     }
+}
 
-    /// Forgets the images that were not used for longest, until the rest is within the limit.
-    fn evict(&self, newest: &Path) {
-        let mut images: Vec<_> = fs::read_dir(&self.dir)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry.ok())
-            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "erofs"))
-            .filter_map(|entry| Some((entry.metadata().ok()?, entry.path())))
-            .map(|(meta, path)| ((meta.mtime(), meta.mtime_nsec()), meta.blocks() * 512, path))
-            .collect();
-        images.sort();
-        let mut total: u64 = images.iter().map(|(_, size, _)| size).sum();
-        for (_, size, path) in images {
-            if total <= self.limit {
-                break;
-            }
-            if path != newest && fs::remove_file(&path).is_ok() {
-                tracing::info!(image = %path.display(), "removed from the cache, which is beyond its limit");
-                total -= size;
-            }
+impl Image {
+    fn new(file: File, converted: bool) -> Self {
+        Self {
+            parts: vec![file],
+            converted,
         }
+    }
+}
+
+/// Locks a file for as long as this descriptor or a copy of it, in whatever process, is open.
+fn in_use(file: File) -> File {
+    // On a file system without locks nothing can be pruned, which is said there.
+    let _ = file.lock_shared();
+    file
+}
+
+fn lock_file(directory: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(directory.join("lock"))
+}
+
+/// The byte that stands for a key.
+// The constants are small, whatever their type.
+#[allow(clippy::cast_possible_truncation)]
+fn range(key: &Key) -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: key.offset(),
+        l_len: 1,
+        l_pid: 0,
     }
 }
 

@@ -38,12 +38,12 @@ fn images(cache: &Cache) -> Vec<String> {
 fn an_unchanged_tree_is_converted_once() {
     let (root, (_dir, cache)) = (rootfs(), cache());
     let first = cache.image(root.path()).unwrap();
-    assert!(first.converted && is_whole(&first.file));
+    assert!(first.converted && is_whole(&first.parts[0]));
     let second = cache.image(root.path()).unwrap();
     assert!(!second.converted);
     assert_eq!(
-        first.file.metadata().unwrap().ino(),
-        second.file.metadata().unwrap().ino()
+        first.parts[0].metadata().unwrap().ino(),
+        second.parts[0].metadata().unwrap().ino()
     );
     assert_eq!(images(&cache).len(), 1);
 }
@@ -116,7 +116,7 @@ fn a_damaged_image_is_made_anew() {
         .set_len(4096)
         .unwrap();
     let again = cache.image(root.path()).unwrap();
-    assert!(again.converted && is_whole(&again.file));
+    assert!(again.converted && is_whole(&again.parts[0]));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn the_images_that_were_not_used_for_longest_go_first() {
     let (_dir, mut cache) = cache();
     let (old, new, third) = (rootfs(), rootfs(), rootfs());
     let old_image = cache.image(old.path()).unwrap();
-    cache.limit = 2 * old_image.file.metadata().unwrap().blocks() * 512;
+    cache.limit = 2 * old_image.parts[0].metadata().unwrap().blocks() * 512;
     cache.image(new.path()).unwrap();
     cache.image(old.path()).unwrap();
     cache.image(third.path()).unwrap();
@@ -152,5 +152,5 @@ fn the_images_that_were_not_used_for_longest_go_first() {
         "used again before the third"
     );
     assert!(cache.image(new.path()).unwrap().converted, "not used for longest");
-    assert!(is_whole(&old_image.file));
+    assert!(is_whole(&old_image.parts[0]));
 }

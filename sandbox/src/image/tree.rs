@@ -26,9 +26,21 @@ const FORMAT: &[u8] = b"husk-erofs-1";
 
 /// What names a state of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Key([u8; 32]);
+pub(super) struct Key(pub(super) [u8; 32]);
 
 impl Key {
+    /// The key that is written like this.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        if text.len() != 64 || !text.is_ascii() {
+            return None;
+        }
+        let mut key = [0; 32];
+        for (index, byte) in key.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
+        }
+        Some(Self(key))
+    }
+
     /// The byte of the lock file that stands for this key.
     pub(super) fn offset(&self) -> i64 {
         let [a, b, c, d, ..] = self.0;
