@@ -1,5 +1,6 @@
 //! What can be asked of husk.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -55,6 +56,9 @@ pub(crate) enum Command {
     List(ListArgs),
     Kill(KillArgs),
     Console(ConsoleArgs),
+    Images(ImagesArgs),
+    #[command(subcommand)]
+    Cache(CacheCommand),
     Doctor(DoctorArgs),
 }
 
@@ -64,6 +68,8 @@ pub(crate) enum Command {
 Examples:
   husk run --rootfs ./alpine -- uname -r        run a command in a root directory
   husk run -it --rootfs ./alpine -- sh          an interactive shell
+  husk run --image ./busybox.tar                run an image, as docker save or skopeo writes it
+  husk run --image ./layout:1.36 -- ls          another command in one of a layout's images
   husk run --bundle ./bundle                    run an OCI bundle
   echo hi | husk run -i --rootfs ./alpine -- cat
 
@@ -102,7 +108,10 @@ pub(crate) struct RunArgs {
     /// Keep root file systems' images in DIR [default: /var/cache/husk for root, ~/.cache/husk/images for others]
     #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide_env_values = true)]
     pub(crate) image_cache: Option<PathBuf>,
-    /// Command and arguments [default: the bundle's, or sh]
+    /// Run this instead of the image's entry point, with the arguments that are given and without the image's
+    #[arg(long, value_name = "COMMAND", requires = "image")]
+    pub(crate) entrypoint: Option<String>,
+    /// Command and arguments [default: the bundle's or the image's, or sh]
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
 }
@@ -117,6 +126,9 @@ pub(crate) struct Source {
     /// Run a command in the root file system DIR, with the usual defaults
     #[arg(long, value_name = "DIR")]
     pub(crate) rootfs: Option<PathBuf>,
+    /// Run an image: an OCI layout or archive, or an archive of docker save; a tag says which of several
+    #[arg(long, value_name = "PATH[:TAG]")]
+    pub(crate) image: Option<OsString>,
 }
 
 /// What can be chosen for a container's first process and for further ones.
@@ -194,6 +206,41 @@ Example:
 pub(crate) struct ConsoleArgs {
     /// The sandbox's name
     pub(crate) name: String,
+}
+
+/// List what is in the image cache
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk images               images and root directories that start without being converted
+  husk images --json        the same with their layers, for programs")]
+pub(crate) struct ImagesArgs {
+    /// Print everything as JSON, layers too
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The image cache [default: /var/cache/husk for root, ~/.cache/husk/images for others]
+    #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide_env_values = true)]
+    pub(crate) image_cache: Option<PathBuf>,
+}
+
+/// Make room in the image cache
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    Prune(PruneArgs),
+}
+
+/// Remove everything from the image cache that no running sandbox uses
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  husk cache prune          what is needed again is converted again")]
+pub(crate) struct PruneArgs {
+    /// Print what was removed as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The image cache [default: /var/cache/husk for root, ~/.cache/husk/images for others]
+    #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide_env_values = true)]
+    pub(crate) image_cache: Option<PathBuf>,
 }
 
 /// Check what this host has and what it lacks
@@ -295,6 +342,8 @@ mod tests {
         for wrong in [
             &["husk", "run"][..],
             &["husk", "run", "--rootfs", "/r", "--bundle", "/b"],
+            &["husk", "run", "--rootfs", "/r", "--image", "/i"],
+            &["husk", "run", "--rootfs", "/r", "--entrypoint", "sh"],
             &["husk", "run", "--rootfs", "/r", "--cpus", "0"],
             &["husk", "run", "--rootfs", "/r", "--cpus", "65"],
             &["husk", "run", "--rootfs", "/r", "--memory", "0"],

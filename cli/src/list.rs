@@ -18,7 +18,7 @@ pub(crate) fn list(global: &Global, args: &ListArgs) -> Result<u8> {
     } else if args.quiet {
         states.iter().map(|state| format!("{}\n", state.name)).collect()
     } else {
-        table(&states)
+        rows(&states)
     };
     std::io::stdout()
         .write_all(text.as_bytes())
@@ -26,7 +26,7 @@ pub(crate) fn list(global: &Global, args: &ListArgs) -> Result<u8> {
     Ok(0)
 }
 
-fn table(states: &[State]) -> String {
+fn rows(states: &[State]) -> String {
     let mut rows = vec![["NAME", "PID", "CREATED", "CPUS", "MEMORY", "COMMAND"].map(str::to_owned)];
     for state in states {
         let age = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
@@ -43,10 +43,15 @@ fn table(states: &[State]) -> String {
             shortened(&command.unwrap_or_else(|| "(starting)".into())),
         ]);
     }
+    table(&rows)
+}
+
+/// Rows with aligned columns.
+pub(crate) fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..6).map(width).collect();
+    let widths: Vec<_> = (0..COLUMNS).map(width).collect();
     let mut text = String::new();
-    for row in &rows {
+    for row in rows {
         let cells: Vec<_> = row
             .iter()
             .zip(&widths)
@@ -59,7 +64,7 @@ fn table(states: &[State]) -> String {
 }
 
 /// A command in one line without control characters.
-fn shortened(command: &str) -> String {
+pub(crate) fn shortened(command: &str) -> String {
     let clean = command
         .chars()
         .map(|letter| if letter.is_control() { ' ' } else { letter });
@@ -71,7 +76,7 @@ fn shortened(command: &str) -> String {
 }
 
 /// A duration as people say it.
-fn rough(age: Duration) -> String {
+pub(crate) fn rough(age: Duration) -> String {
     match age.as_secs() {
         seconds @ 0..=119 => format!("{seconds}s"),
         seconds @ 120..=7_199 => format!("{}m", seconds / 60),
@@ -96,7 +101,7 @@ mod tests {
             console: false,
             containers: Vec::new(),
         };
-        let text = table(&[state]);
+        let text = rows(&[state]);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0].find("PID"), lines[1].find("1  "));
         assert_eq!(lines[0].find("COMMAND"), lines[1].find("(starting)"));

@@ -12,6 +12,8 @@ mod console;
 mod doctor;
 mod exec;
 mod failure;
+mod image;
+mod images;
 mod kill;
 mod list;
 mod overrides;
@@ -28,7 +30,7 @@ use clap::Parser;
 use husk_sandbox::timeline;
 use tracing_subscriber::EnvFilter;
 
-use args::{Cli, Command};
+use args::{CacheCommand, Cli, Command};
 
 fn main() -> ExitCode {
     let started = timeline::now();
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
         Command::List(args) => list::list(&cli.global, args),
         Command::Kill(args) => kill::kill(&cli.global, args),
         Command::Console(args) => console::console(&cli.global, args),
+        Command::Images(args) => images::images(args),
+        Command::Cache(CacheCommand::Prune(args)) => images::prune(args),
         Command::Doctor(args) => doctor::doctor(&cli.global, args),
     };
     match result {

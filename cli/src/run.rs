@@ -11,7 +11,7 @@ use husk_sandbox::agent::{Ready, WaitResponse};
 use husk_sandbox::artefacts;
 use husk_sandbox::bundle::{Bundle, Standard};
 use husk_sandbox::guest::ProcessId;
-use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
+use husk_sandbox::image::{Cache, DEFAULT_LIMIT, Image};
 use husk_sandbox::keeper::Keeper;
 use husk_sandbox::rundir::{self, RunRoot};
 use husk_sandbox::sandbox::{Options, Sandbox};
@@ -22,7 +22,7 @@ use crate::attach::{self, Progress, Session, Target};
 use crate::relay::{self, Relay};
 use crate::terminal::Raw;
 use crate::timings::Timings;
-use crate::{doctor, overrides};
+use crate::{doctor, image, overrides};
 
 /// How long the console may take to say its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -36,9 +36,16 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
         None => random_name()?,
     };
     rundir::check_name(&name)?;
-    let bundle = bundle(args, &name)?;
     let cache = args.image_cache.clone().unwrap_or_else(artefacts::default_image_cache);
     let cache = Cache::open(&cache, DEFAULT_LIMIT)?;
+    let (bundle, disk) = match &args.source.image {
+        Some(image) => {
+            let (bundle, image) = image::prepare(image, &cache, args, &name)?;
+            (bundle, Disk::Image(image))
+        }
+        None => (bundle(args, &name)?, Disk::Directory(cache)),
+    };
+    timeline.reach("bundle read");
     let root = RunRoot::open(&global.root())?;
     // Before the first thread, and before there is anything to clean up.
     let _keeper = Keeper::start(root.path(), &name)?;
@@ -61,7 +68,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
         sandbox: Arc::clone(&sandbox),
         name,
         bundle,
-        cache,
+        disk,
         interactive: args.process.interactive,
         timings: args.timings,
     };
@@ -100,8 +107,18 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
             };
             Bundle::standard(&absolute(rootfs)?, &choice)?
         }
-        (None, None) => anyhow::bail!("name a --bundle or a --rootfs to run"),
+        (None, None) => anyhow::bail!("name a --bundle, a --rootfs or an --image to run"),
     };
+    let process = bundle.request.process.mut_or_insert_default();
+    if !args.command.is_empty() {
+        process.args.clone_from(&args.command);
+    }
+    apply(args, &mut bundle)?;
+    Ok(bundle)
+}
+
+/// What the command line changes, whatever is run.
+pub(crate) fn apply(args: &RunArgs, bundle: &mut Bundle) -> Result<()> {
     let request = &mut bundle.request;
     if let Some(hostname) = &args.hostname {
         anyhow::ensure!(
@@ -116,11 +133,7 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
     }
     request.root.mut_or_insert_default().read_only |= args.read_only;
     let process = request.process.mut_or_insert_default();
-    if !args.command.is_empty() {
-        process.args.clone_from(&args.command);
-    }
-    overrides::apply(&args.process, &bundle.root, process)?;
-    Ok(bundle)
+    overrides::apply(&args.process, &bundle.root, process)
 }
 
 fn absolute(path: &std::path::Path) -> Result<PathBuf> {
@@ -135,19 +148,32 @@ pub(crate) fn random_name() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Where the root file system's disk comes from.
+enum Disk {
+    /// It is there.
+    Image(Image),
+    /// It is made from the bundle's root directory, or found in the cache.
+    Directory(Cache),
+}
+
 /// What a thread does while another hears signals.
 struct Work {
     sandbox: Arc<Sandbox>,
     name: String,
     bundle: Bundle,
-    cache: Cache,
+    disk: Disk,
     interactive: bool,
     timings: bool,
 }
 
 impl Work {
     fn run(self, progress: &Progress) -> Result<u8> {
-        let (ready, disk) = self.sandbox.prepare(self.cache, self.bundle.root.clone())?;
+        let root = self.bundle.root.clone();
+        let disk = self.disk;
+        let (ready, disk) = self.sandbox.prepare(move || match disk {
+            Disk::Image(image) => Ok(image),
+            Disk::Directory(cache) => cache.image(&root),
+        })?;
         let terminal = self.bundle.request.process.stdio.terminal;
         let streams = self.sandbox.create(&self.name, self.bundle, disk, self.interactive)?;
         let raw = match terminal && self.interactive && crate::terminal::on_stdin() {

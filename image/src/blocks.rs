@@ -36,7 +36,9 @@ impl<'a> BlockWriter<'a> {
     /// The block at a position that is a block's start; none beyond what EROFS can address.
     pub(crate) fn block(&self) -> Option<u32> {
         // The last number means a hole.
-        u32::try_from(self.position() / BLOCK).ok().filter(|block| *block < u32::MAX)
+        u32::try_from(self.position() / BLOCK)
+            .ok()
+            .filter(|block| *block < u32::MAX)
     }
 
     /// Leaves a gap up to `position`, which must not lie before what is there.
@@ -47,7 +49,8 @@ impl<'a> BlockWriter<'a> {
             self.start = position;
         } else {
             // A gap shorter than a block is no hole in any file system.
-            self.buffer.extend(std::iter::repeat_n(0, usize::try_from(gap).unwrap_or(0)));
+            self.buffer
+                .extend(std::iter::repeat_n(0, usize::try_from(gap).unwrap_or(0)));
         }
         Ok(())
     }

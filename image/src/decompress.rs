@@ -158,7 +158,10 @@ mod tests {
             let program = if program == "cat" { None } else { Some(program) };
             let text = text();
             let packed = program.map_or(text.clone(), |program| through(program, &text));
-            assert_eq!(Decompressed::new(&packed[..]).unwrap().is_compressed(), program.is_some());
+            assert_eq!(
+                Decompressed::new(&packed[..]).unwrap().is_compressed(),
+                program.is_some()
+            );
             assert!(decompressed(&packed).unwrap() == text, "{program:?}");
         }
         assert_eq!(decompressed(b"").unwrap(), b"");

@@ -181,7 +181,12 @@ impl<'a> LayerWriter<'a> {
             }) => size_of_val(blocks.as_slice()),
             _ => 0,
         };
-        size += entry.meta.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        size += entry
+            .meta
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum::<usize>();
         self.metadata += size;
         if self.metadata > self.limits.metadata_bytes {
             return Err(LayerError::Metadata(self.limits.metadata_bytes));
@@ -211,7 +216,9 @@ impl<'a> LayerWriter<'a> {
 
     /// Writes the chunks of a sparse file in which its segments are.
     fn chunks(&mut self, size: u64, segments: &[Segment], contents: &mut impl Read) -> Result<Data, LayerError> {
-        let bits = (0..32).find(|bits| size.div_ceil(BLOCK << bits) <= MAX_CHUNKS).ok_or(LayerError::Full)?;
+        let bits = (0..32)
+            .find(|bits| size.div_ceil(BLOCK << bits) <= MAX_CHUNKS)
+            .ok_or(LayerError::Full)?;
         let length = BLOCK << bits;
         let count = usize::try_from(size.div_ceil(length)).map_err(|_| LayerError::Full)?;
         let mut blocks = vec![None; count];
@@ -230,7 +237,9 @@ impl<'a> LayerWriter<'a> {
                     *place = Some(self.blocks.block().ok_or(LayerError::Full)?);
                 }
                 let part = (end - offset).min(length - offset % length);
-                self.blocks.skip_to(chunk.0 + offset % length).map_err(LayerError::Write)?;
+                self.blocks
+                    .skip_to(chunk.0 + offset % length)
+                    .map_err(LayerError::Write)?;
                 self.copy(contents, part)?;
                 offset += part;
             }
@@ -377,14 +386,17 @@ fn footer(file: &File) -> Result<(u64, u64, [u8; 32]), LayerFileError> {
     if size % BLOCK != 0 || size < BLOCK {
         return Err(LayerFileError::Damaged);
     }
-    file.read_exact_at(&mut footer, size - FOOTER as u64).map_err(LayerFileError::Read)?;
+    file.read_exact_at(&mut footer, size - FOOTER as u64)
+        .map_err(LayerFileError::Read)?;
     let number = |at: usize| {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&footer[at..at + 8]);
         u64::from_le_bytes(bytes)
     };
     let (offset, length) = (number(8), number(16));
-    let fits = offset.checked_add(length).is_some_and(|end| end <= size - FOOTER as u64);
+    let fits = offset
+        .checked_add(length)
+        .is_some_and(|end| end <= size - FOOTER as u64);
     if !footer.starts_with(MAGIC) || !fits {
         return Err(LayerFileError::Damaged);
     }
@@ -394,7 +406,12 @@ fn footer(file: &File) -> Result<(u64, u64, [u8; 32]), LayerFileError> {
 }
 
 fn meta(member: &Member) -> Result<Meta, LayerError> {
-    let mut xattrs: Vec<_> = member.xattrs.iter().filter(|(name, _)| is_kept(name)).cloned().collect();
+    let mut xattrs: Vec<_> = member
+        .xattrs
+        .iter()
+        .filter(|(name, _)| is_kept(name))
+        .cloned()
+        .collect();
     let too_long = |(name, value): &(Vec<u8>, Vec<u8>)| name.len() > MAX_NAME || value.len() > MAX_XATTR;
     let total: usize = xattrs.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
     if total > MAX_XATTRS || xattrs.iter().any(too_long) {
@@ -462,7 +479,9 @@ pub(crate) fn clean(path: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn check_path(path: &[u8]) -> Result<(), LayerError> {
-    let long = path.split(|byte| *byte == b'/').any(|component| component.len() > MAX_NAME);
+    let long = path
+        .split(|byte| *byte == b'/')
+        .any(|component| component.len() > MAX_NAME);
     if long || path.len() > MAX_PATH || path.contains(&0) {
         return Err(LayerError::Name(lossy(&path[..path.len().min(MAX_NAME)])));
     }

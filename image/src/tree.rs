@@ -373,7 +373,8 @@ impl<'a> Walk<'a> {
     }
 
     fn push(&mut self, path: &[u8]) {
-        self.pending.extend(path.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+        self.pending
+            .extend(path.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
     }
 
     /// Walks to the end; `missing` says what to do about a name that is not there.

@@ -20,8 +20,16 @@ fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 fn shell(script: &str, directory: &Path) -> String {
-    let output = Command::new("bash").args(["-euc", script]).current_dir(directory).output().unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("bash")
+        .args(["-euc", script])
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{script}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -60,7 +68,12 @@ fn disk(archives: &[PathBuf], directory: &Path) -> PathBuf {
 fn mounted(disk: &Path, directory: &Path) -> Option<Mounted> {
     let point = directory.join("mounted");
     fs::create_dir(&point).unwrap();
-    let output = Command::new("mount").args(["-t", "erofs", "-o", "loop,ro"]).arg(disk).arg(&point).output().unwrap();
+    let output = Command::new("mount")
+        .args(["-t", "erofs", "-o", "loop,ro"])
+        .arg(disk)
+        .arg(&point)
+        .output()
+        .unwrap();
     if output.status.success() {
         return Some(Mounted(point));
     }
@@ -72,16 +85,19 @@ fn mounted(disk: &Path, directory: &Path) -> Option<Mounted> {
 /// Everything that can be known of a tree, a line for each name.
 fn listing(root: &Path) -> String {
     // Type, mode, owner, links, size of files, time with nanoseconds, name and target; inodes by their first name.
-    let names = shell(
-        "find . -printf '%P\\t%y %m %U:%G %n %T@ %l\\n' | LC_ALL=C sort",
+    let names = shell("find . -printf '%P\\t%y %m %U:%G %n %T@ %l\\n' | LC_ALL=C sort", root);
+    let devices = shell(
+        "find . \\( -type c -o -type b \\) -exec stat -c '%n %t:%T' {} + | LC_ALL=C sort",
         root,
     );
-    let devices = shell("find . \\( -type c -o -type b \\) -exec stat -c '%n %t:%T' {} + | LC_ALL=C sort", root);
     let links = shell(
         "find . ! -type d -links +1 -printf '%i %P\\n' | LC_ALL=C sort -k2 | awk '{if (!($1 in f)) f[$1]=$2; print $2, f[$1]}'",
         root,
     );
-    let sums = shell("find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum", root);
+    let sums = shell(
+        "find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum",
+        root,
+    );
     let sizes = shell("find . ! -type d -printf '%P %s\\n' | LC_ALL=C sort", root);
     let attributes = attributes(root);
     [names, devices, links, sums, sizes, attributes].join("\n---\n")
@@ -156,13 +172,44 @@ fn the_kernel_finds_what_the_archive_holds() {
     let expected = listing(&tree);
     for (name, options) in [
         ("pax", &["--format=pax", "--xattrs", "--xattrs-include=*"][..]),
-        ("sparse00", &["--format=pax", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.0"]),
-        ("sparse01", &["--format=pax", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.1"]),
-        ("sparse10", &["--format=pax", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=1.0"]),
+        (
+            "sparse00",
+            &[
+                "--format=pax",
+                "--xattrs",
+                "--xattrs-include=*",
+                "--sparse",
+                "--sparse-version=0.0",
+            ],
+        ),
+        (
+            "sparse01",
+            &[
+                "--format=pax",
+                "--xattrs",
+                "--xattrs-include=*",
+                "--sparse",
+                "--sparse-version=0.1",
+            ],
+        ),
+        (
+            "sparse10",
+            &[
+                "--format=pax",
+                "--xattrs",
+                "--xattrs-include=*",
+                "--sparse",
+                "--sparse-version=1.0",
+            ],
+        ),
         ("gnu", &["--format=gnu", "--sparse"]),
     ] {
         // The 300 MiB of zeros are for those that know holes.
-        let exclude = if options.contains(&"--sparse") { "--exclude=./none" } else { "--exclude=./sparse" };
+        let exclude = if options.contains(&"--sparse") {
+            "--exclude=./none"
+        } else {
+            "--exclude=./sparse"
+        };
         let archive = directory.path().join(format!("{name}.tar"));
         let mut arguments = options.to_vec();
         arguments.extend([exclude, "-C", tree_text, "-cf", archive.to_str().unwrap(), "."]);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,7 @@ use crate::artefacts::{self, ArtefactError};
 use crate::bundle::Bundle;
 use crate::bundle::users::{self, UserError};
 use crate::guest::{Guest, GuestError, ProcessId, Streams};
-use crate::image::{Cache, ImageError};
+use crate::image::{Image, ImageError};
 use crate::kernel::{self, KernelError};
 use crate::machine::{Link, LinkError, Machine, MachineError, Parts};
 use crate::rundir::{Container, ContainerProcess, RunDir, RunDirError, State};
@@ -150,12 +150,15 @@ impl Sandbox {
         })
     }
 
-    /// Waits until the guest is ready and the image of the directory `root` is in one of its disk slots; both go on at
-    /// the same time, and what fails first ends the wait. Gives the disk's serial.
+    /// Waits until the guest is ready and the image that `find` makes or finds is in one of its disk slots; both go on
+    /// at the same time, and what fails first ends the wait. Gives the disk's serial.
     ///
     /// # Errors
     /// What has failed.
-    pub fn prepare(self: &Arc<Self>, cache: Cache, root: PathBuf) -> Result<(Ready, String), SandboxError> {
+    pub fn prepare(
+        self: &Arc<Self>,
+        find: impl FnOnce() -> Result<Image, ImageError> + Send + 'static,
+    ) -> Result<(Ready, String), SandboxError> {
         let (sender, receiver) = mpsc::channel();
         let (this, answer) = (Arc::clone(self), sender.clone());
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -167,7 +170,7 @@ impl Sandbox {
         let this = Arc::clone(self);
         spawn(
             "image",
-            Box::new(move || drop(sender.send(Step::Disk(this.add_disk(&cache, &root))))),
+            Box::new(move || drop(sender.send(Step::Disk(this.add_disk(find))))),
         )?;
         let (mut ready, mut disk) = (None, None);
         while let Ok(step) = receiver.recv() {
@@ -213,19 +216,19 @@ impl Sandbox {
         Ok(Link::new(dir, self.patience))
     }
 
-    /// Makes or finds the image of the directory `root` and puts it into a free disk slot; gives the slot's serial.
+    /// Makes or finds an image and puts it into a free disk slot; gives the slot's serial.
     ///
     /// # Errors
-    /// What is wrong with the directory or the image; no slot is free; the machine has ended.
-    pub fn add_disk(&self, cache: &Cache, root: &Path) -> Result<String, SandboxError> {
-        let image = cache.image(root)?;
+    /// What is wrong with the image; no slot is free; the machine has ended.
+    pub fn add_disk(&self, find: impl FnOnce() -> Result<Image, ImageError>) -> Result<String, SandboxError> {
+        let image = find()?;
         self.timeline.reach(if image.converted {
             "image converted"
         } else {
             "image found"
         });
         let disk = lock(&self.free_disks).pop_front().ok_or(SandboxError::NoFreeDisk)?;
-        let attached = self.link()?.attach(&disk, &[image.file]);
+        let attached = self.link()?.attach(&disk, &image.parts);
         attached.map_err(|error| self.explain(error.into()))?;
         self.timeline.reach("disk attached");
         Ok(disk)
@@ -244,7 +247,11 @@ impl Sandbox {
     /// # Errors
     /// What is wrong with the container; the machine has ended.
     pub fn create(&self, name: &str, bundle: Bundle, disk: String, stdin: bool) -> Result<Streams, SandboxError> {
-        let Bundle { root, mut request } = bundle;
+        let Bundle {
+            root,
+            mut request,
+            image,
+        } = bundle;
         let guest = self.guest()?;
         request.container = name.into();
         request.root.mut_or_insert_default().disk = disk;
@@ -259,6 +266,7 @@ impl Sandbox {
         state.containers.push(Container {
             name: name.into(),
             root,
+            image,
             process: ContainerProcess::from(&*request.process),
         });
         self.dir.write_state(&state)?;

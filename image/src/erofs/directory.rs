@@ -37,7 +37,12 @@ fn split<'a>(names: impl Iterator<Item = (&'a [u8], Option<Number>)>) -> Vec<Vec
 /// A directory's length in bytes.
 pub(super) fn size(names: &Names) -> u64 {
     let blocks = split(sorted(names));
-    let last: usize = blocks.last().into_iter().flatten().map(|(name, _)| DIRENT + name.len()).sum();
+    let last: usize = blocks
+        .last()
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| DIRENT + name.len())
+        .sum();
     (blocks.len() as u64 - 1) * BLOCK + last as u64
 }
 

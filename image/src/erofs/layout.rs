@@ -68,7 +68,9 @@ impl Layout {
 
     fn find_parents(&mut self, tree: &Tree) {
         for number in &self.order {
-            let Node::Directory(names) = &tree.inode(*number).node else { continue };
+            let Node::Directory(names) = &tree.inode(*number).node else {
+                continue;
+            };
             for child in names.values() {
                 if let Some(place) = self.places.get_mut(child) {
                     place.parent = *number;
@@ -82,7 +84,9 @@ impl Layout {
         let add = |next: u32, more: u32| next.checked_add(more).ok_or(ErofsError::Large);
         let mut next = blocks(end)?;
         for number in &self.order {
-            let Some(place) = self.places.get_mut(number) else { continue };
+            let Some(place) = self.places.get_mut(number) else {
+                continue;
+            };
             if place.block.is_some() {
                 place.block = Some(next);
                 next = add(next, blocks(place.size - place.tail as u64)?)?;
@@ -113,7 +117,9 @@ impl Layout {
     /// The block of the disk that is a layer file's block.
     pub(super) fn block(&self, layer: u16, block: u32) -> u32 {
         // Its index has said that it is within the file, and all files together fit.
-        self.layers.get(usize::from(layer)).map_or(0, |start| start.saturating_add(block))
+        self.layers
+            .get(usize::from(layer))
+            .map_or(0, |start| start.saturating_add(block))
     }
 }
 

@@ -27,7 +27,10 @@ impl Source {
             .read_to_end(&mut text)
             .map_err(|source| SourceError::Read(name.into(), source))?;
         if text.len() as u64 > limit {
-            return Err(SourceError::LongJson { name: name.into(), limit });
+            return Err(SourceError::LongJson {
+                name: name.into(),
+                limit,
+            });
         }
         Ok(text)
     }
@@ -36,7 +39,9 @@ impl Source {
     pub(super) fn check(text: &[u8], digest: &Digest) -> Result<(), SourceError> {
         let unknown = || SourceError::Algorithm(digest.to_string());
         let hashing = Hashing::new(text, Some(digest), u64::MAX).ok_or_else(unknown)?;
-        let (_, found) = hashing.finish().map_err(|source| SourceError::Read(digest.as_ref().into(), source))?;
+        let (_, found) = hashing
+            .finish()
+            .map_err(|source| SourceError::Read(digest.as_ref().into(), source))?;
         compare(digest, found)
     }
 
@@ -46,7 +51,10 @@ impl Source {
     /// What is wrong with the layer; what is in the file then is nothing.
     pub fn convert(&self, layer: &Layer, file: &File, progress: &mut Progress<'_>) -> Result<(), SourceError> {
         let name = layer.name();
-        let contents = self.files.file(&layer.file)?.ok_or_else(|| SourceError::NoBlob(name.into()))?;
+        let contents = self
+            .files
+            .file(&layer.file)?
+            .ok_or_else(|| SourceError::NoBlob(name.into()))?;
         let length = contents.len();
         if let Some((digest, stated)) = &layer.blob
             && *stated != length

@@ -54,7 +54,12 @@ impl Parsed {
             working_dir: text(config.working_dir()),
             stop_signal: text(config.stop_signal()),
             volumes: Vec::new(),
-            labels: config.labels().iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            labels: config
+                .labels()
+                .iter()
+                .flatten()
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
         });
         let mut config = config.unwrap_or_default();
         let named = parsed.config().as_ref().and_then(|config| config.volumes().as_deref());

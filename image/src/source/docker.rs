@@ -38,7 +38,10 @@ impl Source {
         let items: Vec<Item> =
             serde_json::from_slice(&text).map_err(|error| SourceError::Json(MANIFEST.into(), error))?;
         let names: Vec<String> = items.iter().flat_map(|item| item.tags().to_vec()).collect();
-        let wanted: Vec<&Item> = items.iter().filter(|item| tag.is_none_or(|tag| item.has(tag))).collect();
+        let wanted: Vec<&Item> = items
+            .iter()
+            .filter(|item| tag.is_none_or(|tag| item.has(tag)))
+            .collect();
         let path = || self.path.clone();
         if wanted.is_empty() {
             return Err(SourceError::NoTag {

@@ -52,7 +52,9 @@ impl Contents {
 
 impl Read for Contents {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.end - self.position).unwrap_or(usize::MAX).min(buffer.len());
+        let most = usize::try_from(self.end - self.position)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let count = self.file.read_at(&mut buffer[..most], self.position)?;
         self.position += count as u64;
         Ok(count)
@@ -88,10 +90,15 @@ impl Files {
 fn open_regular(path: &Path) -> Result<Option<Contents>, SourceError> {
     let failed = |source| SourceError::Read(path.into(), source);
     // A FIFO in the place of the file must not block the open.
-    let opened = OpenOptions::new().read(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits()).open(path);
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
+        .open(path);
     let file = match opened {
         Ok(file) => file,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(error) => return Err(failed(error)),
     };
     let meta = file.metadata().map_err(failed)?;
@@ -134,7 +141,10 @@ impl Archive {
                 None => return Ok(None),
                 Some(Place::Link(target)) => name = target,
                 Some(Place::At(offset, size)) => {
-                    let file = self.file.try_clone().map_err(|source| SourceError::Read(name.into(), source))?;
+                    let file = self
+                        .file
+                        .try_clone()
+                        .map_err(|source| SourceError::Read(name.into(), source))?;
                     return Ok(Some(Contents {
                         file,
                         position: *offset,
@@ -165,7 +175,9 @@ fn members(file: &mut File, path: &Path, limits: &Limits) -> Result<HashMap<Stri
         }
         file.seek(SeekFrom::Start(start)).map_err(failed)?;
         let mut reader = Reader::new(&*file);
-        let member = reader.next().map_err(|error| SourceError::Archive(path.into(), error))?;
+        let member = reader
+            .next()
+            .map_err(|error| SourceError::Archive(path.into(), error))?;
         let Some(member) = member else { break };
         let offset = start + reader.position();
         let name = normal(&member.path);
@@ -194,7 +206,10 @@ fn members(file: &mut File, path: &Path, limits: &Limits) -> Result<HashMap<Stri
 }
 
 fn next(offset: u64, size: u64) -> u64 {
-    offset.saturating_add(size).div_ceil(RECORD as u64).saturating_mul(RECORD as u64)
+    offset
+        .saturating_add(size)
+        .div_ceil(RECORD as u64)
+        .saturating_mul(RECORD as u64)
 }
 
 /// A path as names in images are: without dots and slashes at its beginning.

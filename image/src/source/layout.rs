@@ -73,7 +73,9 @@ fn name(descriptor: &Descriptor) -> Option<String> {
 /// A tag is meant with its repository or without, or it is a digest.
 fn has(descriptor: &Descriptor, tag: &str) -> bool {
     let is = |name: &str| name == tag || name.rsplit_once(':').is_some_and(|(_, last)| last == tag);
-    let names = [NAME, FULL_NAME].into_iter().filter_map(|key| annotation(descriptor, key));
+    let names = [NAME, FULL_NAME]
+        .into_iter()
+        .filter_map(|key| annotation(descriptor, key));
     names.into_iter().any(is) || descriptor.digest().as_ref() == tag
 }
 
@@ -82,8 +84,13 @@ impl Source {
         self.check_version()?;
         let index: ImageIndex = parse(&self.json(INDEX)?, INDEX)?;
         let names = || index.manifests().iter().filter_map(name).collect();
-        let wanted = index.manifests().iter().filter(|descriptor| tag.is_none_or(|tag| has(descriptor, tag)));
-        let wanted: Vec<_> = wanted.map(|descriptor| (descriptor.clone(), name(descriptor), 1)).collect();
+        let wanted = index
+            .manifests()
+            .iter()
+            .filter(|descriptor| tag.is_none_or(|tag| has(descriptor, tag)));
+        let wanted: Vec<_> = wanted
+            .map(|descriptor| (descriptor.clone(), name(descriptor), 1))
+            .collect();
         if let (true, Some(tag)) = (wanted.is_empty(), tag) {
             return Err(SourceError::NoTag {
                 path: self.path.clone(),
@@ -110,10 +117,7 @@ impl Source {
     }
 
     /// All manifests that the descriptors lead to.
-    fn candidates(
-        &self,
-        mut pending: Vec<(Descriptor, Option<String>, usize)>,
-    ) -> Result<Vec<Candidate>, SourceError> {
+    fn candidates(&self, mut pending: Vec<(Descriptor, Option<String>, usize)>) -> Result<Vec<Candidate>, SourceError> {
         let mut candidates = Vec::new();
         let mut seen = 0;
         while let Some((descriptor, name, depth)) = pending.pop() {
@@ -125,7 +129,11 @@ impl Source {
                 Kind::Index => {
                     // An index that is for another platform need not be there.
                     let other = |platform: String| platform != PLATFORM;
-                    if descriptor.platform().as_ref().is_some_and(|platform| other(text(platform))) {
+                    if descriptor
+                        .platform()
+                        .as_ref()
+                        .is_some_and(|platform| other(text(platform)))
+                    {
                         continue;
                     }
                     let index: ImageIndex = parse(&self.blob_json(&descriptor)?, descriptor.digest().as_ref())?;
@@ -163,7 +171,13 @@ impl Source {
     fn choose(&self, candidates: Vec<Candidate>) -> Result<Candidate, SourceError> {
         let mut platforms: Vec<String> = candidates.iter().map(|one| one.platform.clone()).collect();
         let mut fitting: Vec<_> = candidates.into_iter().filter(|one| one.platform == PLATFORM).collect();
-        fitting.sort_by(|a, b| (&a.name, &a.variant, a.descriptor.digest().as_ref()).cmp(&(&b.name, &b.variant, b.descriptor.digest().as_ref())));
+        fitting.sort_by(|a, b| {
+            (&a.name, &a.variant, a.descriptor.digest().as_ref()).cmp(&(
+                &b.name,
+                &b.variant,
+                b.descriptor.digest().as_ref(),
+            ))
+        });
         fitting.dedup_by(|a, b| a.descriptor.digest() == b.descriptor.digest());
         let Some(least) = fitting.first() else {
             platforms.sort();
@@ -201,14 +215,18 @@ impl Source {
         if layers != diff_ids {
             return Err(SourceError::Count { layers, diff_ids });
         }
-        let layers = manifest.layers().iter().zip(parsed.diff_ids).map(|(descriptor, diff_id)| {
-            check_layer(descriptor)?;
-            Ok(Layer {
-                diff_id,
-                file: file(descriptor),
-                blob: Some((descriptor.digest().clone(), descriptor.size())),
-            })
-        });
+        let layers = manifest
+            .layers()
+            .iter()
+            .zip(parsed.diff_ids)
+            .map(|(descriptor, diff_id)| {
+                check_layer(descriptor)?;
+                Ok(Layer {
+                    diff_id,
+                    file: file(descriptor),
+                    blob: Some((descriptor.digest().clone(), descriptor.size())),
+                })
+            });
         Ok(Image {
             config: parsed.config,
             layers: layers.collect::<Result<_, SourceError>>()?,

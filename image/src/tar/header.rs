@@ -79,7 +79,11 @@ impl Header {
     /// The name; only POSIX headers have a prefix, in its place GNU's have other fields.
     pub(super) fn path(&self) -> Vec<u8> {
         let name = self.string(NAME);
-        let prefix = if self.0[MAGIC].starts_with(b"ustar\0") { self.string(PREFIX) } else { b"" };
+        let prefix = if self.0[MAGIC].starts_with(b"ustar\0") {
+            self.string(PREFIX)
+        } else {
+            b""
+        };
         if prefix.is_empty() {
             name.to_vec()
         } else {

@@ -143,7 +143,9 @@ impl<R: Read> Reader<R> {
                 return if extended { Err(TarError::Orphan(at)) } else { Ok(None) };
             };
             match header.flag() {
-                b'x' | b'X' => extensions.pax = Records::parse(&self.extension(&header, at)?).ok_or(TarError::Extension(at))?,
+                b'x' | b'X' => {
+                    extensions.pax = Records::parse(&self.extension(&header, at)?).ok_or(TarError::Extension(at))?
+                }
                 // What holds for the whole archive is a comment in practice; other readers of layers pass over it too.
                 b'g' => {
                     self.extension(&header, at)?;
@@ -160,7 +162,13 @@ impl<R: Read> Reader<R> {
     fn member(&mut self, header: &Header, extensions: Extensions, at: u64) -> Result<Member, TarError> {
         let Extensions { mut pax, path, link } = extensions;
         let number = |field| move || TarError::Number { field, at };
-        let path = pax.sparse.name.take().or(pax.path.take()).or(path).unwrap_or_else(|| header.path());
+        let path = pax
+            .sparse
+            .name
+            .take()
+            .or(pax.path.take())
+            .or(path)
+            .unwrap_or_else(|| header.path());
         let kind = header.kind(&path).ok_or(TarError::Type {
             at,
             flag: char::from(header.flag()),
@@ -173,7 +181,11 @@ impl<R: Read> Reader<R> {
         let has_contents = matches!(kind, Type::File);
         self.remaining = if has_contents { stored } else { 0 };
         self.padding = padding(self.remaining);
-        let (sparse, size) = if has_contents { self.sparse(header, &pax, at)? } else { (None, 0) };
+        let (sparse, size) = if has_contents {
+            self.sparse(header, &pax, at)?
+        } else {
+            (None, 0)
+        };
         let (mtime, mtime_ns) = match pax.mtime {
             Some(time) => time,
             None => (header.mtime().ok_or_else(number("time of modification"))?, 0),

@@ -90,9 +90,16 @@ fn name(value: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The outer option is the parser's.
-#[allow(clippy::option_option, reason = "what is wrong and what is absent are different things")]
+#[allow(
+    clippy::option_option,
+    reason = "what is wrong and what is absent are different things"
+)]
 fn optional<T>(value: &[u8], parse: impl Fn(&[u8]) -> Option<T>) -> Option<Option<T>> {
-    if value.is_empty() { Some(None) } else { parse(value).map(Some) }
+    if value.is_empty() {
+        Some(None)
+    } else {
+        parse(value).map(Some)
+    }
 }
 
 pub(super) fn decimal(text: &[u8]) -> Option<u64> {

@@ -17,12 +17,14 @@ mod tests;
 mod translate;
 pub mod users;
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use husk_protocol::agent::CreateRequest;
 use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -39,6 +41,19 @@ pub struct Bundle {
     pub root: PathBuf,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
+    /// The image that it is made from, if it is made from one.
+    pub image: Option<ImageFacts>,
+}
+
+/// What an image says of its containers that is for whoever looks after them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// How the image was named.
+    pub name: String,
+    /// Whatever is said of it.
+    pub labels: BTreeMap<String, String>,
+    /// The signal that asks the container to end, by name or number; none is said if it is empty.
+    pub stop_signal: String,
 }
 
 /// Why a bundle is not accepted.

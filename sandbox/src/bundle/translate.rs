@@ -62,6 +62,7 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
     Ok(Bundle {
         root: root_path,
         request,
+        image: None,
     })
 }
 

@@ -175,7 +175,9 @@ impl Cache {
             return Ok(false);
         };
         // Nobody may put the other files there meanwhile, only to find them gone.
-        let key = directory.file_name().and_then(|name| Key::parse(&name.to_string_lossy()));
+        let key = directory
+            .file_name()
+            .and_then(|name| Key::parse(&name.to_string_lossy()));
         let Some(_lock) = key.map(|key| self.try_lock(&self.dir, &key)).transpose()?.flatten() else {
             return Ok(false);
         };

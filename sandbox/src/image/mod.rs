@@ -25,9 +25,9 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub use husk_image::Limits;
-pub use husk_image::source::{Config, Reference, Source, SourceError};
 use husk_image::erofs::ErofsError;
 use husk_image::layer::LayerFileError;
+pub use husk_image::source::{Config, Reference, Source, SourceError};
 use husk_image::tree::TreeError as MergeError;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -188,7 +188,11 @@ impl Cache {
     fn convert(&self, root: &Path, tree: &Tree) -> Result<File, ImageError> {
         let started = tree::coarse_now().map_err(|source| self.failed(source))?;
         let unfinished = Unfinished::create(&self.dir).map_err(|source| self.failed(source))?;
-        mkfs::run(root, &unfinished, &self.dir)?;
+        mkfs::run(root, &unfinished, &self.dir).map_err(|error| match error {
+            // mkfs.erofs does not say which file it was that it may not read.
+            MkfsError::Failed { .. } => tree::unreadable(root).map_or(error.into(), ImageError::from),
+            error => error.into(),
+        })?;
         let file = in_use(unfinished.reopen().map_err(|source| self.failed(source))?);
         // A later change would not show in a time that a change in the conversion's first tick also has.
         let settled = tree.newest < started && Tree::read(root)?.key == tree.key;
@@ -243,16 +247,22 @@ fn range(key: &Key) -> libc::flock {
     }
 }
 
-/// Whether a file is an EROFS image of the size that its superblock gives (`struct erofs_super_block`).
+/// Whether a file is an EROFS image of the size that its superblock gives.
 fn is_whole(file: &File) -> bool {
+    let length = file.metadata().map_or(0, |meta| meta.len());
+    stated_size(file).is_some_and(|size| size <= length)
+}
+
+/// The size in bytes that an EROFS superblock gives (`struct erofs_super_block`); none if there is no such thing.
+fn stated_size(file: &File) -> Option<u64> {
     const SUPERBLOCK: u64 = 1024;
     const MAGIC: u32 = 0xe0f5_e1e2;
     let mut block = [0; 40];
-    let Ok(meta) = file.metadata() else { return false };
-    if !meta.is_file() || file.read_exact_at(&mut block, SUPERBLOCK).is_err() {
-        return false;
+    if !file.metadata().ok()?.is_file() {
+        return None;
     }
+    file.read_exact_at(&mut block, SUPERBLOCK).ok()?;
     let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     let (magic, block_bits, blocks) = (word(0), block[12], word(36));
-    magic == MAGIC && (9..=16).contains(&block_bits) && meta.len() >= u64::from(blocks) << block_bits
+    (magic == MAGIC && (9..=16).contains(&block_bits)).then(|| u64::from(blocks) << block_bits)
 }

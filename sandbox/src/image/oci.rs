@@ -25,7 +25,7 @@ use husk_image::{Digest, Limits, erofs, layer};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Cache, Image, ImageError, Key, Unfinished, in_use, is_whole};
+use super::{Cache, Image, ImageError, Key, Unfinished, in_use, stated_size};
 
 /// Goes into every key: another way to make disks gives another key.
 const FORMAT: &[u8] = b"husk-oci-1";
@@ -117,11 +117,19 @@ impl Cache {
 
     /// The files that are an image's disk, if all are there.
     fn parts(&self, directory: &Path, layers: &[Layer]) -> Option<Vec<File>> {
-        let mut parts = vec![self.open_whole(&directory.join(DISK), is_whole)?];
+        let disk = directory.join(DISK);
+        let mut parts = vec![self.open_whole(&disk, |file| stated_size(file).is_some())?];
         for layer in layers {
             parts.push(self.open_whole(&self.layer_path(&layer.diff_id), layer::is_whole)?);
         }
-        Some(parts)
+        let length = |file: &File| file.metadata().map_or(0, |meta| meta.len());
+        if stated_size(&parts[0]) == Some(parts.iter().map(length).sum()) {
+            return Some(parts);
+        }
+        tracing::warn!(image = %disk.display(), "the image is damaged and is made anew");
+        // If it cannot be removed, linking the new one says why.
+        let _ = fs::remove_file(disk);
+        None
     }
 
     fn layer_path(&self, diff_id: &Digest) -> PathBuf {
@@ -130,12 +138,7 @@ impl Cache {
     }
 
     /// A layer's file, made now or before.
-    fn layer(
-        &self,
-        source: &Source,
-        layer: &Layer,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<File, ImageError> {
+    fn layer(&self, source: &Source, layer: &Layer, progress: &mut dyn FnMut(u64, u64)) -> Result<File, ImageError> {
         let failed = |source| self.failed(source);
         let path = self.layer_path(&layer.diff_id);
         if let Some(file) = self.open_whole(&path, layer::is_whole) {

@@ -1,5 +1,6 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::thread;
+use std::time::SystemTime;
 
 use super::*;
 
@@ -13,10 +14,11 @@ fn rootfs() -> tempfile::TempDir {
     root
 }
 
-/// Waits until the file systems' clock has left the tick of the last change.
+/// Waits until the clock that moves in ticks has passed the last change, whose time may be finer than a tick.
 fn settle() {
-    let now = tree::coarse_now().unwrap();
-    while tree::coarse_now().unwrap() == now {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    let now = (i64::try_from(now.as_secs()).unwrap(), now.subsec_nanos());
+    while tree::coarse_now().unwrap() <= now {
         thread::yield_now();
     }
 }

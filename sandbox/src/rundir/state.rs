@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::bundle::ImageFacts;
 use husk_protocol::agent;
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +32,11 @@ pub struct State {
 pub struct Container {
     /// Its name in the sandbox.
     pub name: String,
-    /// The directory on the host that its root file system was made from.
+    /// The directory on the host that its root file system was made from, or in which its image's users are.
     pub root: PathBuf,
+    /// The image that it was made from, if it was made from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageFacts>,
     /// Its first process, on which further ones are modelled.
     pub process: ContainerProcess,
 }
