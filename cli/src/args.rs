@@ -109,7 +109,7 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide_env_values = true)]
     pub(crate) image_cache: Option<PathBuf>,
     /// Run this instead of the image's entry point, with the arguments that are given and without the image's
-    #[arg(long, value_name = "COMMAND", requires = "image")]
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["bundle", "rootfs"])]
     pub(crate) entrypoint: Option<String>,
     /// Command and arguments [default: the bundle's or the image's, or sh]
     #[arg(last = true, value_name = "COMMAND")]

@@ -85,3 +85,5 @@ pub enum Data {
 
 /// Bytes in a block.
 pub const BLOCK: u64 = 4096;
+/// The same for what is in memory.
+pub(crate) const BLOCK_LENGTH: usize = 4096;

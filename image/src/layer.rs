@@ -491,3 +491,6 @@ fn check_path(path: &[u8]) -> Result<(), LayerError> {
 pub(crate) fn lossy(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
+
+#[cfg(test)]
+mod tests;

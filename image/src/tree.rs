@@ -430,3 +430,6 @@ fn not_a_directory(path: &[u8], parent: &[u8]) -> TreeError {
         parent: lossy(parent),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,7 +66,7 @@ pub(crate) const DEMO: &[Need] = &[
 ];
 
 /// For the end-to-end tests, besides.
-pub(crate) const TEST: &[Need] = &[Need::new("mmdebstrap", "mmdebstrap")];
+pub(crate) const TEST: &[Need] = &[Need::new("mmdebstrap", "mmdebstrap"), Need::new("zstd", "zstd")];
 
 /// Installs those of the needs that are not met.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {

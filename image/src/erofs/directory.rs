@@ -2,7 +2,7 @@
 
 use super::layout::Layout;
 use super::{Names, UNIT};
-use crate::entry::BLOCK;
+use crate::entry::{BLOCK, BLOCK_LENGTH};
 use crate::tree::{Node, Number, Tree};
 
 /// Bytes of a directory entry without its name.
@@ -22,7 +22,7 @@ fn split<'a>(names: impl Iterator<Item = (&'a [u8], Option<Number>)>) -> Vec<Vec
     let mut used = 0;
     for (name, number) in names {
         let size = DIRENT + name.len();
-        if used + size > BLOCK as usize {
+        if used + size > BLOCK_LENGTH {
             blocks.push(Vec::new());
             used = 0;
         }
@@ -50,7 +50,7 @@ pub(super) fn size(names: &Names) -> u64 {
 pub(super) fn encode(tree: &Tree, layout: &Layout, number: Number, names: &Names) -> Vec<u8> {
     let mut bytes = Vec::new();
     for block in split(sorted(names)) {
-        bytes.resize(bytes.len().next_multiple_of(BLOCK as usize), 0);
+        bytes.resize(bytes.len().next_multiple_of(BLOCK_LENGTH), 0);
         let mut name_at = block.len() * DIRENT;
         for (name, child) in &block {
             let target = match child {

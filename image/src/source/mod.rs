@@ -10,6 +10,8 @@ mod docker;
 mod files;
 mod layout;
 mod reference;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
