@@ -156,9 +156,9 @@ fn a_damaged_layer_file_is_noticed() {
 }
 
 /// A sparse file: how long parts and the holes before them are.
-fn sparse_files() -> impl Strategy<Value = Vec<(u64, u64)>> {
-    let length = prop_oneof![0..3_u64, 4000..4200_u64, 0..20_000_u64];
-    let hole = prop_oneof![Just(0), 1..3_u64, 4090..4100_u64, 0..500_000_u64];
+fn sparse_files() -> impl Strategy<Value = Vec<(usize, usize)>> {
+    let length = prop_oneof![0..3_usize, 4000..4200_usize, 0..20_000_usize];
+    let hole = prop_oneof![Just(0), 1..3_usize, 4090..4100_usize, 0..500_000_usize];
     prop::collection::vec((hole, length), 0..8)
 }
 
@@ -166,16 +166,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn sparse_files_are_what_they_were(parts in sparse_files(), tail in 0..10_000_u64) {
+    fn sparse_files_are_what_they_were(parts in sparse_files(), tail in 0..10_000_usize) {
         let (mut expected, mut stored, mut map) = (Vec::<u8>::new(), Vec::<u8>::new(), Vec::new());
         for (index, (hole, length)) in parts.iter().enumerate() {
-            expected.resize(expected.len() + *hole as usize, 0);
+            expected.resize(expected.len() + *hole, 0);
             map.push(format!("{},{length}", expected.len()));
-            let bytes = vec![u8::try_from(index + 1).unwrap(); *length as usize];
+            let bytes = vec![u8::try_from(index + 1).unwrap(); *length];
             stored.extend(&bytes);
             expected.extend(&bytes);
         }
-        expected.resize(expected.len() + tail as usize, 0);
+        expected.resize(expected.len() + tail, 0);
         let size = expected.len().to_string();
         let tar = Tar::new()
             .pax(&[("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", map.join(",").as_bytes())])

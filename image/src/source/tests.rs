@@ -241,7 +241,7 @@ fn layers_are_what_the_configuration_means() {
         configuration
     };
     let wrong = json!([format!("sha256:{}", "0".repeat(64))]);
-    let descriptor = layout.manifest(&with(wrong), &[blob.clone()]);
+    let descriptor = layout.manifest(&with(wrong), std::slice::from_ref(&blob));
     layout.add(descriptor);
     let (_directory, source) = open(&layout);
     let source = source.unwrap();
