@@ -442,7 +442,7 @@ fn what_is_damaged_missing_or_foreign_is_named() {
     let mut wrong = good.untagged();
     let layer = wrong.blob("application/vnd.oci.image.layer.v1.tar", &named("other").finish());
     configuration["rootfs"]["diff_ids"] = json!([format!("sha256:{}", "0".repeat(64))]);
-    let descriptor = wrong.manifest(&configuration, &[layer.clone()]);
+    let descriptor = wrong.manifest(&configuration, std::slice::from_ref(&layer));
     wrong.add(descriptor);
     assert!(wrong.files.contains_key(&path(layer["digest"].as_str().unwrap())));
     run(&wrong, "wrong").fails(125, &[layer["digest"].as_str().unwrap(), "configuration"]);
