@@ -166,8 +166,6 @@ fn images_share_their_layers() {
 fn layers_lie_over_each_other() {
     let host = Host::new();
     let long = "long/".to_owned() + &"n".repeat(120) + "/" + &"m".repeat(200);
-    // struct vfs_cap_data, version 2, effective: permitted is CAP_NET_RAW.
-    let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let middle = Tar::new()
         .directory("d/", 0o750)
         .file("d/gone", 0o644, "x")
@@ -181,11 +179,8 @@ fn layers_lie_over_each_other() {
         .owner(70_000, 4_000_000_000)
         .file("far", 0o4711, "far\n")
         .owner(0, 0)
-        .pax(&[
-            ("SCHILY.xattr.security.capability", &capability),
-            ("mtime", b"1234567890.123456789"),
-        ])
-        .file("capable", 0o755, "")
+        .pax(&[("mtime", b"1234567890.123456789")])
+        .file("dated", 0o755, "")
         .pax(&[
             ("GNU.sparse.size", b"3000000"),
             ("GNU.sparse.map", b"2000000,5,2999999,1"),
@@ -201,7 +196,7 @@ fn layers_lie_over_each_other() {
     let image = written(&host, "layers", &layout(json!({}), &[base(), middle, upper]));
     let script = format!(
         "ls /d /o; cat /d/kept /{long} /made; stat -c '%a %u %g %h %F' /d /d/hard /linked /null /pipe /far
-         stat -c '%t %T' /null; stat -c '%y %s' /capable; stat -c %s /sparse; sha256sum < /sparse"
+         stat -c '%t %T' /null; stat -c '%y %s' /dated; stat -c %s /sparse; sha256sum < /sparse"
     );
     let mut sparse = vec![0; 3_000_000];
     sparse[2_000_000..2_000_005].copy_from_slice(b"12345");
@@ -214,8 +209,22 @@ fn layers_lie_over_each_other() {
         .prints(&format!(
             "/d:\nhard\nkept\n\n/o:\nshown\nkept\ndeep\nmade\n750 0 0 2 directory\n644 0 0 3 regular file\n\
          644 0 0 3 regular file\n666 0 0 1 character special file\n600 0 0 1 fifo\n\
-         4711 70000 4000000000 1 regular file\n1 3\n2009-02-13 23:31:30.123456789 0\n3000000\n{sum}  -\n"
+         4711 70000 4000000000 1 regular file\n1 3\n2009-02-13 23:31:30.123456789 +0000 0\n3000000\n{sum}  -\n"
         ));
+}
+
+#[test]
+fn file_capabilities_count() {
+    let host = Host::new();
+    // struct vfs_cap_data, version 2, effective: permitted is CAP_NET_RAW.
+    let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let program = fs::read(prepared::busybox().join("bin/busybox")).unwrap();
+    let layer = Tar::new()
+        .pax(&[("SCHILY.xattr.security.capability", &capability)])
+        .file("bin/busybox-raw", 0o755, program);
+    let image = written(&host, "capable", &layout(json!({"User": "web"}), &[base(), layer]));
+    let held = host.husk().image(&image).run(["/bin/busybox-raw", "grep", "CapEff", "/proc/self/status"]);
+    held.exits(0).prints("CapEff:\t0000000000002000\n");
 }
 
 #[test]
