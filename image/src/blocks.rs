@@ -55,6 +55,12 @@ impl<'a> BlockWriter<'a> {
         Ok(())
     }
 
+    /// Writes into what was left free at the beginning.
+    pub(crate) fn patch(&mut self, bytes: &[u8], position: u64) -> io::Result<()> {
+        self.write_out()?;
+        self.file.write_all_at(bytes, position)
+    }
+
     /// Fills the last block up.
     pub(crate) fn pad(&mut self) -> io::Result<()> {
         self.skip_to(self.position().next_multiple_of(BLOCK))

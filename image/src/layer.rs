@@ -110,6 +110,18 @@ impl<'a> LayerWriter<'a> {
         }
     }
 
+    /// The same with a block left free at the beginning, for a superblock.
+    pub(crate) fn behind_superblock(file: &'a File, limits: &'a Limits) -> Result<Self, LayerError> {
+        let mut writer = Self::new(file, limits);
+        writer.blocks.skip_to(BLOCK).map_err(LayerError::Write)?;
+        Ok(writer)
+    }
+
+    /// What was added, and the file behind the contents.
+    pub(crate) fn into_parts(self) -> (Vec<Entry>, BlockWriter<'a>) {
+        (self.entries, self.blocks)
+    }
+
     /// Adds a member of an archive, whose contents come next from `contents`.
     fn member(&mut self, member: &Member, contents: &mut impl Read) -> Result<(), LayerError> {
         let path = clean(&member.path).ok_or_else(|| LayerError::Escape(lossy(&member.path)))?;
@@ -430,7 +442,7 @@ fn meta(member: &Member) -> Result<Meta, LayerError> {
 
 /// Whether an extended attribute means something in the guest. Those of overlayfs are about the file system on which
 /// the image was made; names outside of Linux's namespaces come from other systems.
-fn is_kept(name: &[u8]) -> bool {
+pub(crate) fn is_kept(name: &[u8]) -> bool {
     crate::erofs::xattr_index(name).is_some() && !name.starts_with(b"trusted.overlay.")
 }
 

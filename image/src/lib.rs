@@ -14,6 +14,8 @@
 //! and kept once, whatever images it is a part of, and the guest mounts one file system, however many layers there are.
 //! Nothing of this needs privileges, mounts or a file system that can hold what the image holds.
 //!
+//! [`directory`] makes an image of one file from a root directory in the same way.
+//!
 //! The crate knows nothing of virtual machines and keeps nothing: what it writes goes into files that it is given.
 
 #![deny(unsafe_code)]
@@ -21,6 +23,7 @@
 mod blocks;
 mod decompress;
 mod digest;
+pub mod directory;
 pub mod entry;
 pub mod erofs;
 pub mod layer;

@@ -1,7 +1,7 @@
 //! Directories: blocks of `struct erofs_dirent`s followed by their names, in the order of the names.
 
+use super::Names;
 use super::layout::Layout;
-use super::{Names, UNIT};
 use crate::entry::{BLOCK, BLOCK_LENGTH};
 use crate::tree::{Node, Number, Tree};
 
@@ -58,7 +58,7 @@ pub(super) fn encode(tree: &Tree, layout: &Layout, number: Number, names: &Names
                 None if *name == b"." => number,
                 None => layout.parent(number),
             };
-            bytes.extend_from_slice(&(layout.place(target) / UNIT).to_le_bytes());
+            bytes.extend_from_slice(&layout.nid(target).to_le_bytes());
             // Within a block.
             bytes.extend_from_slice(&u16::try_from(name_at).unwrap_or(0).to_le_bytes());
             bytes.extend_from_slice(&[file_type(&tree.inode(target).node), 0]);

@@ -37,19 +37,37 @@ pub(super) struct Layout {
     /// Blocks of the whole disk.
     pub(super) blocks: u32,
     pub(super) has_chunks: bool,
+    /// The block from which inodes' numbers are counted.
+    pub(super) base: u32,
+}
+
+/// Where files' contents are.
+pub(super) enum Contents<'a> {
+    /// In layer files of these lengths behind the image.
+    Layers(&'a [u64]),
+    /// In the image itself, before this position, which is a block's start.
+    Before(u64),
 }
 
 impl Layout {
-    pub(super) fn new(tree: &Tree, layers: &[u64]) -> Result<Self, ErofsError> {
+    pub(super) fn new(tree: &Tree, contents: &Contents<'_>) -> Result<Self, ErofsError> {
         let (order, links) = tree.walk();
         let mut layout = Self {
             places: BTreeMap::new(),
             layers: Vec::new(),
             blocks: 0,
             has_chunks: false,
+            base: 0,
             order,
         };
-        let mut end = FIRST_INODE;
+        let (mut end, layers) = match contents {
+            Contents::Layers(lengths) => (FIRST_INODE, *lengths),
+            Contents::Before(position) => {
+                layout.base = blocks(*position)?;
+                // Number 0 would be no number.
+                (position + UNIT, &[][..])
+            }
+        };
         for (index, number) in layout.order.iter().enumerate() {
             let (place, behind) = place(tree, *number, end);
             end = place.at + behind;
@@ -63,6 +81,9 @@ impl Layout {
         }
         layout.find_parents(tree);
         layout.allocate(end, layers)?;
+        if let Contents::Before(_) = contents {
+            layout.layers = vec![0];
+        }
         Ok(layout)
     }
 
@@ -107,6 +128,11 @@ impl Layout {
     /// An inode's place in bytes.
     pub(super) fn place(&self, number: Number) -> u64 {
         self.inode(number).at
+    }
+
+    /// An inode's number on the disk.
+    pub(super) fn nid(&self, number: Number) -> u64 {
+        (self.place(number) - u64::from(self.base) * BLOCK) / UNIT
     }
 
     /// The directory in which a directory is.

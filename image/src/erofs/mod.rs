@@ -29,7 +29,7 @@ use thiserror::Error;
 use crate::blocks::BlockWriter;
 use crate::entry::BLOCK;
 use crate::tree::{Node, Number, ROOT, Tree};
-use layout::Layout;
+use layout::{Contents, Layout};
 
 pub use xattr::index as xattr_index;
 
@@ -63,22 +63,36 @@ pub enum ErofsError {
 /// # Errors
 /// The disk would be larger than EROFS can address, or the file cannot be written.
 pub fn write(tree: &Tree, layers: &[u64], uuid: [u8; 16], file: &File) -> Result<(), ErofsError> {
-    let layout = Layout::new(tree, layers)?;
+    let layout = Layout::new(tree, &Contents::Layers(layers))?;
     let mut writer = BlockWriter::new(file);
     writer.skip_to(SUPERBLOCK)?;
     writer.write_all(&superblock(&layout, uuid)?)?;
+    write_inodes(tree, &layout, &mut writer)?;
+    writer.finish()?;
+    Ok(())
+}
+
+/// Writes the image of a tree behind the contents of its files, which are in the same file from its second block on.
+pub(crate) fn write_behind(tree: &Tree, uuid: [u8; 16], mut writer: BlockWriter<'_>) -> Result<(), ErofsError> {
+    let layout = Layout::new(tree, &Contents::Before(writer.position()))?;
+    write_inodes(tree, &layout, &mut writer)?;
+    writer.patch(&superblock(&layout, uuid)?, SUPERBLOCK)?;
+    writer.finish()?;
+    Ok(())
+}
+
+fn write_inodes(tree: &Tree, layout: &Layout, writer: &mut BlockWriter<'_>) -> Result<(), ErofsError> {
     for number in &layout.order {
         writer.skip_to(layout.place(*number))?;
-        writer.write_all(&inode::encode(tree, &layout, *number))?;
+        writer.write_all(&inode::encode(tree, layout, *number))?;
     }
     writer.pad()?;
     for number in &layout.order {
         if layout.inode(*number).block.is_some() {
-            writer.write_all(&outside(tree, &layout, *number))?;
+            writer.write_all(&outside(tree, layout, *number))?;
             writer.pad()?;
         }
     }
-    writer.finish()?;
     Ok(())
 }
 
@@ -86,13 +100,14 @@ pub fn write(tree: &Tree, layers: &[u64], uuid: [u8; 16], file: &File) -> Result
 fn superblock(layout: &Layout, uuid: [u8; 16]) -> Result<[u8; 128], ErofsError> {
     let mut block = [0; 128];
     let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
-    let root = u16::try_from(layout.place(ROOT) / UNIT).map_err(|_| ErofsError::Large)?;
+    let root = u16::try_from(layout.nid(ROOT)).map_err(|_| ErofsError::Large)?;
     put(0, &MAGIC.to_le_bytes());
     put(8, &COMPAT_MTIME.to_le_bytes());
     put(12, &[12]);
     put(14, &root.to_le_bytes());
     put(16, &(layout.order.len() as u64).to_le_bytes());
     put(36, &layout.blocks.to_le_bytes());
+    put(40, &layout.base.to_le_bytes());
     put(48, &uuid);
     let incompatible = if layout.has_chunks { INCOMPAT_CHUNKED } else { 0 };
     put(80, &incompatible.to_le_bytes());
