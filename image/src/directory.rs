@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, S
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::entry::{Entry, Kind, Meta};
+use crate::entry::{Entry, Kind, Meta, Xattr};
 use crate::erofs::{self, ErofsError};
 use crate::layer::{LayerError, LayerWriter, is_kept};
 use crate::limits::Limits;
@@ -212,7 +212,7 @@ impl Walk<'_> {
 }
 
 /// Extended attributes, through the descriptor's name: a descriptor that cannot be read from has no other way.
-fn xattrs(file: impl AsFd, buffer: &mut [u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+fn xattrs(file: impl AsFd, buffer: &mut [u8]) -> Result<Vec<Xattr>, Errno> {
     let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
     let list = match rustix::fs::listxattr(&path, &mut *buffer) {
         Ok(length) => buffer[..length].to_vec(),

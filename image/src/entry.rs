@@ -56,9 +56,12 @@ pub struct Meta {
     pub mtime: i64,
     /// And nanoseconds.
     pub mtime_ns: u32,
-    /// Extended attributes by their full names, such as `security.capability`.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Extended attributes.
+    pub xattrs: Vec<Xattr>,
 }
+
+/// An extended attribute: its full name, such as `security.capability`, and its value.
+pub type Xattr = (Vec<u8>, Vec<u8>);
 
 /// A regular file's contents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::blocks::BlockWriter;
-use crate::entry::{BLOCK, Content, Data, Entry, Kind, Meta};
+use crate::entry::{BLOCK, Content, Data, Entry, Kind, Meta, Xattr};
 use crate::limits::{Limits, MAX_NAME, MAX_PATH, MAX_XATTR, MAX_XATTRS};
 use crate::tar::{Member, Reader, Segment, TarError, Type};
 
@@ -138,7 +138,7 @@ impl<'a> LayerWriter<'a> {
         };
         let meta = match kind {
             Kind::Link(_) | Kind::Whiteout | Kind::Opaque => Meta::default(),
-            _ => meta(member)?,
+            _ => meta(member),
         };
         self.add(Entry { path, kind, meta })
     }
@@ -184,6 +184,7 @@ impl<'a> LayerWriter<'a> {
         if self.entries.len() >= self.limits.entries {
             return Err(LayerError::Entries(self.limits.entries));
         }
+        check_xattrs(&entry)?;
         let mut size = entry.path.len() + size_of::<Entry>();
         size += match &entry.kind {
             Kind::Symlink(target) | Kind::Link(target) => target.len(),
@@ -417,27 +418,22 @@ fn footer(file: &File) -> Result<(u64, u64, [u8; 32]), LayerFileError> {
     Ok((offset, length, hash))
 }
 
-fn meta(member: &Member) -> Result<Meta, LayerError> {
+fn meta(member: &Member) -> Meta {
     let mut xattrs: Vec<_> = member
         .xattrs
         .iter()
         .filter(|(name, _)| is_kept(name))
         .cloned()
         .collect();
-    let too_long = |(name, value): &(Vec<u8>, Vec<u8>)| name.len() > MAX_NAME || value.len() > MAX_XATTR;
-    let total: usize = xattrs.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
-    if total > MAX_XATTRS || xattrs.iter().any(too_long) {
-        return Err(LayerError::Xattrs(lossy(&member.path)));
-    }
     xattrs.sort();
-    Ok(Meta {
+    Meta {
         mode: member.mode,
         uid: member.uid,
         gid: member.gid,
         mtime: member.mtime,
         mtime_ns: member.mtime_ns,
         xattrs,
-    })
+    }
 }
 
 /// Whether an extended attribute means something in the guest. Those of overlayfs are about the file system on which
@@ -488,6 +484,17 @@ pub(crate) fn clean(path: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(clean)
+}
+
+/// Whether EROFS can hold an entry's extended attributes.
+fn check_xattrs(entry: &Entry) -> Result<(), LayerError> {
+    let xattrs = &entry.meta.xattrs;
+    let too_long = |(name, value): &Xattr| name.len() > MAX_NAME || value.len() > MAX_XATTR;
+    let total: usize = xattrs.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+    if total > MAX_XATTRS || xattrs.iter().any(too_long) {
+        return Err(LayerError::Xattrs(lossy(&entry.path)));
+    }
+    Ok(())
 }
 
 fn check_path(path: &[u8]) -> Result<(), LayerError> {

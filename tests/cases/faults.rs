@@ -1,11 +1,11 @@
 //! What breaks on the way: one clear error where somebody is left to read it, and nothing left behind.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use husk_tests::{Bundle, Host, Pattern, busybox, prepared, tiny};
+use husk_tests::{Bundle, Host, Pattern, busybox, copy, prepared, tiny};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -31,18 +31,20 @@ fn kernel(host: &Host, code: &[u8]) -> PathBuf {
 #[test]
 fn husk_killed_while_it_converts_a_tree_leaves_nothing() {
     let host = Host::with_own_image_cache();
-    // In place of mkfs.erofs something that begins to write and never ends.
-    let tools = host.scratch().join("tools");
-    fs::create_dir(&tools).unwrap();
-    let script = "#!/bin/sh\nfor last; do :; done\necho started >&2\necho half > \"$1\"\nexec sleep 1000\n";
-    fs::write(tools.join("mkfs.erofs"), script).unwrap();
-    fs::set_permissions(tools.join("mkfs.erofs"), fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
-    let mut running = host.husk().rootfs(busybox()).variable("PATH", path).start(["true"]);
-    running.await_child("sleep");
+    // Enough to be still at it when the signal comes.
+    let tree = host.scratch().join("tree");
+    copy(busybox(), &tree);
+    fs::write(tree.join("large"), vec![1; 200 << 20]).unwrap();
+    let mut running = host.husk().rootfs(&tree).start(["true"]);
+    running.await_child("husk-vmm");
     running.signal(Signal::SIGKILL);
     running.finish().dies_of(Signal::SIGKILL);
     host.is_clean();
+    let cached = fs::read_dir(host.image_cache())
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name());
+    assert_eq!(cached.filter(|name| name != "lock").count(), 0, "files in the cache");
     // What it had begun does not stand in the way.
     host.husk()
         .rootfs(busybox())

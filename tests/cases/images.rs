@@ -223,7 +223,10 @@ fn file_capabilities_count() {
         .pax(&[("SCHILY.xattr.security.capability", &capability)])
         .file("bin/busybox-raw", 0o755, program);
     let image = written(&host, "capable", &layout(json!({"User": "web"}), &[base(), layer]));
-    let held = host.husk().image(&image).run(["/bin/busybox-raw", "grep", "CapEff", "/proc/self/status"]);
+    let held = host
+        .husk()
+        .image(&image)
+        .run(["/bin/busybox-raw", "grep", "CapEff", "/proc/self/status"]);
     held.exits(0).prints("CapEff:\t0000000000002000\n");
 }
 

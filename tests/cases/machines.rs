@@ -162,7 +162,7 @@ fn doctor_finds_nothing_missing_and_says_so_in_json_too() {
     outcome.exits(0).is_quiet();
     let report: serde_json::Value = serde_json::from_str(outcome.stdout()).expect("JSON");
     let text = report.to_string();
-    for subject in ["/dev/kvm", "mkfs.erofs", "husk-vmm", "vmlinux"] {
+    for subject in ["/dev/kvm", "image cache", "husk-vmm", "vmlinux"] {
         assert!(text.contains(subject), "{subject} in {outcome}");
     }
 }

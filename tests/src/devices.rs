@@ -12,11 +12,6 @@ pub fn with_devices(script: &str) -> [String; 7] {
     ))
 }
 
-/// A command that executes what follows it where the program of this name cannot be executed.
-pub fn without_program(name: &str) -> [String; 7] {
-    in_private_mounts(&format!("mount --bind /dev/null $(command -v {name})"))
-}
-
 fn in_private_mounts(script: &str) -> [String; 7] {
     let script = format!("set -e\n{script}\nexec \"$@\"");
     ["unshare", "--mount", "--propagation=private", "sh", "-c", &script, "sh"].map(str::to_owned)

@@ -34,7 +34,7 @@ pub mod tiny;
 mod trees;
 
 pub use bundle::Bundle;
-pub use devices::{with_devices, without_program};
+pub use devices::with_devices;
 pub use disk::SmallDisk;
 pub use host::Host;
 pub use husk::Husk;

@@ -60,13 +60,14 @@ pub(crate) const BUILD: &[Need] = &[
 ];
 
 /// For running husk on a root file system of busybox.
-pub(crate) const DEMO: &[Need] = &[
-    Need::new("mkfs.erofs", "erofs-utils"),
-    Need::new("busybox", "busybox-static"),
-];
+pub(crate) const DEMO: &[Need] = &[Need::new("busybox", "busybox-static")];
 
 /// For the end-to-end tests, besides.
-pub(crate) const TEST: &[Need] = &[Need::new("mmdebstrap", "mmdebstrap"), Need::new("zstd", "zstd")];
+pub(crate) const TEST: &[Need] = &[
+    Need::new("mmdebstrap", "mmdebstrap"),
+    Need::new("zstd", "zstd"),
+    Need::new("fsck.erofs", "erofs-utils"),
+];
 
 /// Installs those of the needs that are not met.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {

@@ -2,10 +2,9 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use husk_sandbox::artefacts;
-use husk_sandbox::image::{Cache, DEFAULT_LIMIT, mkfs_program};
+use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::rundir::RunRoot;
 
 use super::{Finding, kvm};
@@ -22,7 +21,6 @@ pub(super) fn all(global: &Global, args: &DoctorArgs) -> Vec<Finding> {
         device(),
         vmm(),
         guest(),
-        mkfs(),
         run_root(&global.root()),
         image_cache(&cache),
     ]
@@ -90,20 +88,6 @@ fn guest() -> Finding {
             "guest",
             error.to_string(),
             "build it with cargo xtask demo, or set HUSK_GUEST_DIR",
-        ),
-    }
-}
-
-fn mkfs() -> Finding {
-    let Some(program) = mkfs_program() else {
-        return Finding::bad("mkfs.erofs", "not installed", "on Debian: apt install erofs-utils");
-    };
-    match Command::new(&program).arg("--help").output() {
-        Ok(_) => Finding::good("mkfs.erofs", program.display().to_string()),
-        Err(error) => Finding::bad(
-            "mkfs.erofs",
-            format!("{} cannot be run: {error}", program.display()),
-            "on Debian: apt install --reinstall erofs-utils",
         ),
     }
 }

@@ -1,7 +1,7 @@
 //! Root directories and OCI images as EROFS images.
 //!
 //! A guest mounts its root file system from a disk. [`Cache::image`] makes the disk's image from a directory with
-//! `mkfs.erofs` and keeps it by a [key](tree) that a walk over the tree gives without reading a file's contents: a
+//! [`directory`] and keeps it by a [key](tree) that a walk over the tree gives without reading a file's contents: a
 //! second start from an unchanged tree converts nothing, and several starts at once convert once. Images are not
 //! compressed, so that the host's page cache holds each page once for all guests; owners, modes, times, extended
 //! attributes and hard links are kept as they are.
@@ -12,7 +12,6 @@
 //! used for longest go; one that a machine uses stays readable for it.
 
 mod contents;
-mod mkfs;
 mod oci;
 #[cfg(test)]
 mod tests;
@@ -25,6 +24,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub use husk_image::Limits;
+use husk_image::directory::{self, DirectoryError};
 use husk_image::erofs::ErofsError;
 use husk_image::layer::LayerFileError;
 pub use husk_image::source::{Config, Reference, Source, SourceError};
@@ -34,7 +34,6 @@ use nix::fcntl::{FcntlArg, fcntl};
 use thiserror::Error;
 
 pub use contents::{Cached, Pruned, What, sizes};
-pub use mkfs::{MkfsError, program as mkfs_program};
 pub use oci::{Prepared, Record, Step};
 pub use tree::TreeError;
 use tree::{Key, Tree};
@@ -66,7 +65,7 @@ pub enum ImageError {
     #[error(transparent)]
     Tree(#[from] TreeError),
     #[error(transparent)]
-    Mkfs(#[from] MkfsError),
+    Directory(#[from] DirectoryError),
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error("the image's layers do not make a root file system")]
@@ -188,11 +187,8 @@ impl Cache {
     fn convert(&self, root: &Path, tree: &Tree) -> Result<File, ImageError> {
         let started = tree::coarse_now().map_err(|source| self.failed(source))?;
         let unfinished = Unfinished::create(&self.dir).map_err(|source| self.failed(source))?;
-        mkfs::run(root, &unfinished, &self.dir).map_err(|error| match error {
-            // mkfs.erofs does not say which file it was that it may not read.
-            MkfsError::Failed { .. } => tree::unreadable(root).map_or(error.into(), ImageError::from),
-            error => error.into(),
-        })?;
+        directory::convert(root, tree.key.uuid(), unfinished.file(), &Limits::DEFAULT)
+            .map_err(|error| self.explain(error.into()))?;
         let file = in_use(unfinished.reopen().map_err(|source| self.failed(source))?);
         // A later change would not show in a time that a change in the conversion's first tick also has.
         let settled = tree.newest < started && Tree::read(root)?.key == tree.key;

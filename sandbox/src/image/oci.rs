@@ -245,7 +245,7 @@ impl Key {
     }
 
     /// What tells one file system from another.
-    fn uuid(&self) -> [u8; 16] {
+    pub(super) fn uuid(&self) -> [u8; 16] {
         std::array::from_fn(|index| self.0[index])
     }
 }
