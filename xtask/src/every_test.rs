@@ -27,6 +27,7 @@ pub(crate) enum Only {
 pub(crate) fn run(only: Only, filter: &[OsString]) -> Result<i32> {
     setup::ensure(setup::BUILD)?;
     if only != Only::EndToEnd {
+        setup::ensure(setup::UNIT)?;
         step("unit tests");
         let mut tests = workspace::cargo();
         tests

@@ -100,7 +100,7 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
         }
         Some(Value(task)) if task == "setup" => {
             end_of(&mut arguments)?;
-            let needs = [setup::BUILD, setup::DEMO, setup::TEST].concat();
+            let needs = [setup::BUILD, setup::DEMO, setup::UNIT, setup::TEST].concat();
             setup::ensure(&needs)?;
             setup::ensure_rust_target(workspace::TARGET)?;
             host::ensure()?;
