@@ -12,9 +12,11 @@
 //! The file is a part of the disks of all images that have the layer, so contents are not compressed and the host's
 //! page cache holds each of them once for all guests.
 
+mod file;
+mod names;
+
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -23,14 +25,11 @@ use crate::blocks::BlockWriter;
 use crate::entry::{BLOCK, Content, Data, Entry, Kind, Meta, Xattr};
 use crate::limits::{Limits, MAX_NAME, MAX_PATH, MAX_XATTR, MAX_XATTRS};
 use crate::tar::{Member, Reader, Segment, TarError, Type};
+use file::{FOOTER, MAGIC};
+pub use file::{LayerFileError, is_whole, read, read_index};
+pub(crate) use names::clean;
+use names::{Name, check_path, whiteout};
 
-const MAGIC: &[u8; 8] = b"huskLYR1";
-const FOOTER: usize = 64;
-/// The start of names that stand for something else (OCI image specification, "Whiteouts").
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-/// AUFS's own files.
-const AUFS: &[u8] = b".wh..wh.";
 /// The most chunks of a sparse file; longer files have longer chunks.
 const MAX_CHUNKS: u64 = 1 << 15;
 /// The greatest numbers of devices (`MINORBITS` of Linux is 20).
@@ -65,16 +64,6 @@ pub enum LayerError {
     Full,
     #[error("it cannot be written")]
     Write(#[source] io::Error),
-}
-
-/// Why a layer file cannot be used.
-#[derive(Debug, Error)]
-#[allow(missing_docs)]
-pub enum LayerFileError {
-    #[error("the layer file is damaged")]
-    Damaged,
-    #[error("the layer file cannot be read")]
-    Read(#[source] io::Error),
 }
 
 /// Converts an uncompressed archive. It is read to its end, which may lie behind the archive's own.
@@ -350,74 +339,6 @@ impl Write for Hashing<'_, '_> {
     }
 }
 
-/// The beginning of a file's contents, from the layer file that holds them: at most `limit` bytes.
-///
-/// # Errors
-/// The layer file cannot be read.
-pub fn read(file: &File, content: &Content, limit: usize) -> io::Result<Vec<u8>> {
-    let length = usize::try_from(content.size).unwrap_or(usize::MAX).min(limit);
-    let mut bytes = vec![0; length];
-    match &content.data {
-        Data::Plain(block) => file.read_exact_at(&mut bytes, u64::from(*block) * BLOCK)?,
-        Data::Chunks { bits, blocks } => {
-            let chunk = usize::try_from(BLOCK << bits).unwrap_or(usize::MAX);
-            for (part, block) in bytes.chunks_mut(chunk).zip(blocks) {
-                if let Some(block) = block {
-                    file.read_exact_at(part, u64::from(*block) * BLOCK)?;
-                }
-            }
-        }
-    }
-    Ok(bytes)
-}
-
-/// Whether a file is a whole layer file, as far as its end tells.
-#[must_use]
-pub fn is_whole(file: &File) -> bool {
-    footer(file).is_ok()
-}
-
-/// The entries of a layer file.
-///
-/// # Errors
-/// It is damaged or cannot be read.
-pub fn read_index(file: &File) -> Result<Vec<Entry>, LayerFileError> {
-    let (offset, length, hash) = footer(file)?;
-    let length = usize::try_from(length).map_err(|_| LayerFileError::Damaged)?;
-    let mut index = vec![0; length];
-    file.read_exact_at(&mut index, offset).map_err(LayerFileError::Read)?;
-    if Sha256::digest(&index)[..] != hash {
-        return Err(LayerFileError::Damaged);
-    }
-    postcard::from_bytes(&index).map_err(|_| LayerFileError::Damaged)
-}
-
-/// Where the index is, how long, and its hash.
-fn footer(file: &File) -> Result<(u64, u64, [u8; 32]), LayerFileError> {
-    let size = file.metadata().map_err(LayerFileError::Read)?.len();
-    let mut footer = [0; FOOTER];
-    if size % BLOCK != 0 || size < BLOCK {
-        return Err(LayerFileError::Damaged);
-    }
-    file.read_exact_at(&mut footer, size - FOOTER as u64)
-        .map_err(LayerFileError::Read)?;
-    let number = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&footer[at..at + 8]);
-        u64::from_le_bytes(bytes)
-    };
-    let (offset, length) = (number(8), number(16));
-    let fits = offset
-        .checked_add(length)
-        .is_some_and(|end| end <= size - FOOTER as u64);
-    if !footer.starts_with(MAGIC) || !fits {
-        return Err(LayerFileError::Damaged);
-    }
-    let mut hash = [0; 32];
-    hash.copy_from_slice(&footer[24..56]);
-    Ok((offset, length, hash))
-}
-
 fn meta(member: &Member) -> Meta {
     let mut xattrs: Vec<_> = member
         .xattrs
@@ -442,50 +363,6 @@ pub(crate) fn is_kept(name: &[u8]) -> bool {
     crate::erofs::xattr_index(name).is_some() && !name.starts_with(b"trusted.overlay.")
 }
 
-/// What a name in a layer says.
-enum Name {
-    Plain,
-    Ignored,
-    Opaque(Vec<u8>),
-    Whiteout(Vec<u8>),
-}
-
-fn whiteout(path: &[u8]) -> Result<Name, LayerError> {
-    let start = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-    let (parent, name) = path.split_at(start);
-    let Some(hidden) = name.strip_prefix(WHITEOUT) else {
-        return Ok(Name::Plain);
-    };
-    if name == OPAQUE {
-        return Ok(Name::Opaque(parent.strip_suffix(b"/").unwrap_or(parent).to_vec()));
-    }
-    if name.starts_with(AUFS) {
-        return Ok(Name::Ignored);
-    }
-    if matches!(hidden, b"" | b"." | b"..") {
-        return Err(LayerError::Name(lossy(path)));
-    }
-    Ok(Name::Whiteout([parent, hidden].concat()))
-}
-
-/// A path from the root on, without empty components and dots; none if it has two dots.
-pub(crate) fn clean(path: &[u8]) -> Option<Vec<u8>> {
-    let mut clean = Vec::with_capacity(path.len());
-    for component in path.split(|byte| *byte == b'/') {
-        match component {
-            b"" | b"." => {}
-            b".." => return None,
-            _ => {
-                if !clean.is_empty() {
-                    clean.push(b'/');
-                }
-                clean.extend_from_slice(component);
-            }
-        }
-    }
-    Some(clean)
-}
-
 /// Whether EROFS can hold an entry's extended attributes.
 fn check_xattrs(entry: &Entry) -> Result<(), LayerError> {
     let xattrs = &entry.meta.xattrs;
@@ -493,16 +370,6 @@ fn check_xattrs(entry: &Entry) -> Result<(), LayerError> {
     let total: usize = xattrs.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
     if total > MAX_XATTRS || xattrs.iter().any(too_long) {
         return Err(LayerError::Xattrs(lossy(&entry.path)));
-    }
-    Ok(())
-}
-
-fn check_path(path: &[u8]) -> Result<(), LayerError> {
-    let long = path
-        .split(|byte| *byte == b'/')
-        .any(|component| component.len() > MAX_NAME);
-    if long || path.len() > MAX_PATH || path.contains(&0) {
-        return Err(LayerError::Name(lossy(&path[..path.len().min(MAX_NAME)])));
     }
     Ok(())
 }

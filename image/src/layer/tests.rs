@@ -1,3 +1,5 @@
+use std::os::unix::fs::FileExt;
+
 use husk_tests::Tar;
 use proptest::prelude::*;
 
