@@ -44,8 +44,16 @@ fn a_terminal_in_an_exec_is_one_too() {
     let host = Host::new();
     let sandbox = host.husk().rootfs(busybox()).sandbox("term");
     let mut terminal = sandbox.husk().tty().env("PS1=<ready>").exec_on_terminal("term", ["sh"]);
-    terminal.shows(PROMPT).types("stty size\n").shows("50 132");
-    terminal.resize(20, 60).types("stty size\n").shows("20 60");
+    terminal
+        .shows(PROMPT)
+        .types("stty size\n")
+        .shows("50 132")
+        .shows(PROMPT);
+    terminal
+        .resize(20, 60)
+        .types("stty size\n")
+        .shows("20 60")
+        .shows(PROMPT);
     // Ctrl-D at the prompt.
     terminal.types("\x04");
     terminal.finish().exits(0);
