@@ -13,11 +13,14 @@ fn rootfs() -> tempfile::TempDir {
     root
 }
 
-/// Waits until the file systems' clock has left the tick of the last change.
+/// Waits until the file systems' clock has left the tick of the last change. That has the time of the fine clock if it
+/// was looked at shortly before, which the coarse one may reach a tick later.
 fn settle() {
-    let now = tree::coarse_now().unwrap();
-    while tree::coarse_now().unwrap() == now {
-        thread::yield_now();
+    for _ in 0..2 {
+        let now = tree::coarse_now().unwrap();
+        while tree::coarse_now().unwrap() == now {
+            thread::yield_now();
+        }
     }
 }
 
