@@ -13,6 +13,7 @@ mod limits;
 mod machines;
 mod namespaces;
 mod nonroot;
+mod resources;
 mod run;
 mod stdio;
 mod tty;
