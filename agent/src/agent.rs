@@ -21,6 +21,7 @@ use crate::flow::{CHUNK, Flow, Progress};
 use crate::journal::Journal;
 use crate::poller::{Poller, Source, Watch};
 use crate::refusal::Refusal;
+use crate::shared::Shared;
 use crate::stdio::{Introduction, Newcomer, Unclaimed};
 use crate::sys;
 
@@ -68,6 +69,7 @@ pub(crate) struct Agent {
     pub(crate) journal: Journal,
     pub(crate) disks: Disks,
     pub(crate) images: Images,
+    pub(crate) shared: Shared,
     pub(crate) cgroups: PathBuf,
     /// Over this directory each container's process puts its root together, in a mount namespace of its own.
     pub(crate) stage: PathBuf,
@@ -111,6 +113,7 @@ impl Agent {
             journal: Journal::default(),
             disks: Disks::new(surroundings.block_devices),
             images: Images::new(surroundings.run.join("images")),
+            shared: Shared::new(surroundings.run.join("shared")),
             cgroups: surroundings.cgroups,
             stage,
             pid_namespace: pid_namespace.into(),

@@ -79,7 +79,18 @@ fn check_mount(field: &str, mount: &Mount) -> Result<(), Refusal> {
     }
     check_text(&format!("{field}.type"), &mount.type_)?;
     check_text(&format!("{field}.source"), &mount.source)?;
-    check_text(&format!("{field}.data"), &mount.data)
+    check_text(&format!("{field}.data"), &mount.data)?;
+    for (index, file) in mount.files.iter().enumerate() {
+        // A file's path is a cgroup's in this: names, none of which leads upwards.
+        if !Cgroup::is_path(&file.path) || (file.path.is_empty() && mount.files.len() > 1) {
+            return Err(Refusal::invalid(
+                format!("{field}.files[{index}].path"),
+                "leads out of the mount",
+            ));
+        }
+        check_text(&format!("{field}.files[{index}].path"), &file.path)?;
+    }
+    Ok(())
 }
 
 /// Checks an Exec request as far as that is possible without doing it.

@@ -15,9 +15,10 @@ mod terminal;
 
 pub(crate) use terminal::resize;
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use husk_protocol::agent::failure::Kind;
 use husk_protocol::agent::{CreateRequest, Process};
@@ -52,6 +53,8 @@ pub(crate) enum Task<'a> {
         cgroup: &'a Path,
         /// A directory over which the root can be put together.
         stage: &'a Path,
+        /// Where the agent keeps what containers share, by its name.
+        shared: &'a BTreeMap<String, PathBuf>,
         /// The namespaces that are the container's own.
         own: CloneFlags,
     },
@@ -70,8 +73,14 @@ pub(crate) enum ChildError {
         path: String,
         source: Errno,
     },
-    #[error("mounting {kind} on {path:?}: {source}")]
-    Mount { kind: String, path: String, source: Errno },
+    #[error("mounting {kind} on {path:?}: {source}{detail}")]
+    Mount {
+        kind: String,
+        path: String,
+        source: Errno,
+        /// Begins with a colon unless it is empty.
+        detail: String,
+    },
     #[error("the working directory {0:?} lies outside the container's root")]
     Outside(String),
     #[error("capability {0}: {1}")]
@@ -154,6 +163,7 @@ fn become_process(plan: &Plan<'_>) -> Result<std::convert::Infallible, ChildErro
             image,
             cgroup,
             stage,
+            shared,
             own,
         } => {
             let surroundings = root::Surroundings {
@@ -161,6 +171,7 @@ fn become_process(plan: &Plan<'_>) -> Result<std::convert::Infallible, ChildErro
                 image,
                 cgroup,
                 stage,
+                shared,
             };
             own_namespaces(request, *own)?;
             root::build(&surroundings)?

@@ -48,6 +48,8 @@ pub(crate) struct Container {
     pub cgroup: Cgroup,
     /// The serial of the disk with its image.
     pub disk: String,
+    /// The shared memory that its mounts name.
+    pub shared: Vec<String>,
     /// Its memory.events, where the kernel has it.
     pub memory: Option<Watch>,
     /// Its cgroup.events, once somebody waits for its processes to stop or to end.

@@ -4,9 +4,10 @@
 //! forks the process, which builds its surroundings by itself and reports over a channel ([`child::packet`]); the
 //! answer goes out when it has. The agent never waits for it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use husk_protocol::agent::namespace::Kind;
@@ -188,9 +189,17 @@ impl Agent {
             cgroup.remove();
             return Err(error.into());
         }
+        let shared = match self.shared.take(request) {
+            Ok(shared) => shared,
+            Err(refusal) => {
+                cgroup.remove();
+                self.images.give_back(serial);
+                return Err(refusal);
+            }
+        };
         let number = self.poller.number();
         let made = self.watch_memory(&cgroup, number).and_then(|memory| {
-            let process = self.fork_first(pending, request, &namespaces, &cgroup)?;
+            let process = self.fork_first(pending, request, &namespaces, &cgroup, &shared)?;
             Ok((memory, process))
         });
         match made {
@@ -199,6 +208,7 @@ impl Agent {
                     number,
                     cgroup,
                     disk: serial.to_owned(),
+                    shared: shared.into_keys().collect(),
                     memory,
                     events: None,
                     freeze: Freeze::Going,
@@ -211,6 +221,7 @@ impl Agent {
             Err(refusal) => {
                 cgroup.remove();
                 self.images.give_back(serial);
+                self.shared.give_back(shared.keys());
                 Err(refusal)
             }
         }
@@ -235,6 +246,7 @@ impl Agent {
         request: &CreateRequest,
         namespaces: &Namespaces,
         cgroup: &Cgroup,
+        shared: &BTreeMap<String, PathBuf>,
     ) -> Result<Process, Refusal> {
         let (image, stage) = (self.images.path(&request.root.disk), self.stage.clone());
         let task = Task::Create {
@@ -242,6 +254,7 @@ impl Agent {
             image: &image,
             cgroup: cgroup.path(),
             stage: &stage,
+            shared,
             own: namespaces.own,
         };
         let mut joins = Vec::new();

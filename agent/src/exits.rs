@@ -293,6 +293,7 @@ impl Agent {
                 crate::boot::complain(&format!("the cgroup of container {:?} is not empty", name.container));
             }
             self.images.give_back(&container.disk);
+            self.shared.give_back(&container.shared);
         } else if let Some(container) = self.containers.get_mut(&name.container)
             && let Some(process) = container.processes.remove(&name.exec)
         {

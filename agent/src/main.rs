@@ -32,6 +32,7 @@ mod pause;
 mod poller;
 mod processes;
 mod refusal;
+mod shared;
 mod start;
 mod stdio;
 mod streams;

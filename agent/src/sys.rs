@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod bpf;
+pub(crate) mod mounts;
 
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -45,6 +46,61 @@ pub(crate) fn fork_into(cgroup: BorrowedFd<'_>, namespaces: c_int) -> nix::Resul
         child: Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?),
         pidfd,
     })
+}
+
+/// A process that does nothing until it is ended, which it is with this value.
+#[derive(Debug)]
+pub(crate) struct Sleeper {
+    process: Pid,
+    /// Its id where /proc was mounted.
+    shown: i32,
+}
+
+impl Sleeper {
+    /// Its id in /proc.
+    pub(crate) fn pid(&self) -> i32 {
+        self.shown
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = kill(self.process, libc::SIGKILL);
+        let mut status = 0;
+        // SAFETY: the pointer is to an int.
+        unsafe { libc::waitpid(self.process.as_raw(), &raw mut status, 0) };
+    }
+}
+
+/// Makes a process in new namespaces (CLONE_NEW*) that sleeps. For a process with one thread.
+pub(crate) fn fork_sleeping(namespaces: c_int) -> std::io::Result<Sleeper> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: zeroes are a valid clone_args.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = (i64::from(namespaces) | i64::from(libc::CLONE_PIDFD)).cast_unsigned();
+    args.pidfd = (&raw mut pidfd).addr() as u64;
+    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    // SAFETY: as in fork_into.
+    let child = Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) })?;
+    if child == 0 {
+        loop {
+            // SAFETY: pause(2) touches no memory.
+            unsafe { libc::pause() };
+        }
+    }
+    // SAFETY: the kernel has stored a new descriptor there, which nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let mut sleeper = Sleeper {
+        process: Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?),
+        shown: 0,
+    };
+    // The id is another one in each pid namespace; the descriptor knows it in that of /proc.
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    sleeper.shown = pid.filter(|pid| *pid > 0).ok_or(Errno::ESRCH)?;
+    Ok(sleeper)
 }
 
 /// CLONE_INTO_CGROUP of linux/sched.h, which does not fit the type of libc's constants.

@@ -1,17 +1,19 @@
 //! A container's root: put together in the process's own mount namespace, then entered for good.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use husk_protocol::agent::CreateRequest;
 use husk_protocol::agent::namespace::Kind;
-use husk_protocol::agent::{CreateRequest, Mount};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, stat, umask};
 use nix::unistd::{Gid, Uid, chdir, chown, mkdir, pivot_root};
 
+use super::mounts::{Mounts, make_read_only, mask, protect};
 use super::paths::{Root, by_descriptor};
 use super::terminal::{self, Terminal};
-use super::{ChildError, at, devices, mounts, step};
+use super::{ChildError, at, devices, step};
 
 /// What a root is made from.
 pub(super) struct Surroundings<'a> {
@@ -19,6 +21,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) image: &'a Path,
     pub(super) cgroup: &'a Path,
     pub(super) stage: &'a Path,
+    pub(super) shared: &'a BTreeMap<String, PathBuf>,
 }
 
 /// Builds the root and makes it the process's; gives the terminal if the process is to have one.
@@ -35,45 +38,24 @@ pub(super) fn build(surroundings: &Surroundings<'_>) -> Result<Option<Terminal>,
         .iter()
         .any(|namespace| namespace.kind == Kind::CGROUP.into());
     let own_cgroup = (!has_cgroup_namespace).then_some(surroundings.cgroup);
-    for wanted in &request.mounts {
-        if is_late(wanted) {
-            let writable = Mount {
-                flags: wanted.flags & !MsFlags::MS_RDONLY.bits(),
-                ..wanted.clone()
-            };
-            mounts::apply(&root, &writable, own_cgroup)?;
-        } else {
-            mounts::apply(&root, wanted, own_cgroup)?;
-        }
-    }
+    let mut mounts = Mounts::new(&root, surroundings, own_cgroup);
+    mounts.apply(request)?;
     let terminal = populate_dev(&root, request)?;
     root.directory(&request.process.cwd)
         .map_err(at("making the working directory", &request.process.cwd))?;
     for path in &request.readonly_paths {
-        mounts::protect(&root, path)?;
+        protect(&root, path)?;
     }
-    for path in &request.masked_paths {
-        mounts::mask(&root, path)?;
+    for path in BTreeSet::from_iter(&request.masked_paths) {
+        mask(&root, path)?;
     }
-    for wanted in request.mounts.iter().filter(|wanted| is_late(wanted)) {
-        let destination = wanted.destination.as_str();
-        let target = root.find(destination).map_err(at("finding", destination))?;
-        mounts::make_read_only(&target).map_err(at("making read-only:", destination))?;
-    }
+    mounts.finish()?;
     if request.root.read_only {
         let target = root.find("/").map_err(step("finding the root"))?;
-        mounts::make_read_only(&target).map_err(step("making the root read-only"))?;
+        make_read_only(&target).map_err(step("making the root read-only"))?;
     }
     enter(&root)?;
     Ok(terminal)
-}
-
-/// A read-only /dev is filled before it becomes that.
-fn is_late(wanted: &Mount) -> bool {
-    let flags = MsFlags::from_bits_truncate(wanted.flags);
-    wanted.destination.trim_end_matches('/') == "/dev"
-        && flags.contains(MsFlags::MS_RDONLY)
-        && !flags.contains(MsFlags::MS_BIND)
 }
 
 /// The image with guest memory over it. A read-only root has that too until it is complete: what it mounts may need

@@ -136,6 +136,11 @@ impl Guest {
         self.client.wait(context(), &request).unwrap()
     }
 
+    /// The directory that is every container's image.
+    pub(super) fn image(&self) -> PathBuf {
+        self.directory.path().join("run/images").join(DISK)
+    }
+
     /// The cgroups that containers have.
     pub(super) fn cgroups(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(&self.cgroups).unwrap().map(|entry| entry.unwrap().path());

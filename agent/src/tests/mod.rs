@@ -3,6 +3,7 @@
 mod control;
 mod guest;
 mod limits;
+mod mounts;
 mod processes;
 mod surroundings;
 mod terminals;
