@@ -11,6 +11,7 @@ mod faults;
 mod harness;
 mod limits;
 mod machines;
+mod mounts;
 mod namespaces;
 mod nonroot;
 mod resources;

@@ -37,11 +37,15 @@ const SPEC: Field = Object(&[
             ("type", Any),
             ("source", Any),
             ("options", List(&Any)),
+            ("uidMappings", List(&MAPPING)),
+            ("gidMappings", List(&MAPPING)),
         ])),
     ),
     ("process", PROCESS),
     ("linux", LINUX),
 ]);
+
+const MAPPING: Field = Object(&[("containerID", Any), ("hostID", Any), ("size", Any)]);
 
 const PROCESS: Field = Object(&[
     ("terminal", Any),

@@ -66,6 +66,13 @@ pub enum BundleError {
     UnsupportedValue { path: String, value: String },
     #[error("config.json: {path} {fault}")]
     Invalid { path: String, fault: &'static str },
+    #[error("config.json: {path} names {}, which cannot be read", file.display())]
+    Source {
+        path: String,
+        file: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("config.json: {0} is missing")]
     Missing(&'static str),
     #[error("config.json: {path} is {value:?}; {expected}")]

@@ -125,13 +125,8 @@ fn fields_that_are_not_honoured_are_named() {
         ("/linux/rootfsPropagation", json!("shared"), "linux.rootfsPropagation"),
         (
             "/mounts/-",
-            json!({"destination": "/d", "type": "bind", "source": "/d"}),
-            "mounts[1].type",
-        ),
-        (
-            "/mounts/-",
-            json!({"destination": "/d", "type": "tmpfs", "uidMappings": [{}]}),
-            "mounts[1].uidMappings",
+            json!({"destination": "/d", "type": "bind", "source": "/"}),
+            "mounts[1].source",
         ),
         ("/process/apparmorProfile", json!("strict"), "process.apparmorProfile"),
         (

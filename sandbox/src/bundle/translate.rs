@@ -47,8 +47,14 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
         cgroup_path: cgroup_path(linux)?,
         ..Default::default()
     };
+    let places = mounts::Places {
+        bundle: dir,
+        root: &root_path,
+        uids: linux.uid_mappings().as_deref().unwrap_or_default(),
+        gids: linux.gid_mappings().as_deref().unwrap_or_default(),
+    };
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        request.mounts.push(mounts::translate(index, mount)?);
+        request.mounts.push(mounts::translate(index, mount, places)?);
     }
     Ok(Bundle {
         root: root_path,
