@@ -1,33 +1,14 @@
 //! `mounts`, `maskedPaths` and `readonlyPaths`: what the container finds mounted.
 
 use std::fs;
-use std::path::PathBuf;
 
-use husk_tests::{Bundle, Host, busybox};
-use nix::mount::MsFlags;
+use husk_tests::{Bundle, Host, SmallDisk, busybox};
 use serde_json::json;
 
 /// Prints the options of the mount on a path.
 const OPTIONS: &str = "
     options() { awk -v path=$1 '$5 == path { found = $6 } END { print \"options_\" path \"=\" found }' \
         /proc/self/mountinfo; }";
-
-/// Memory on the host, as podman and containerd make it for `/dev/shm`.
-struct Memory(PathBuf);
-
-impl Memory {
-    fn mount(path: PathBuf, data: &str) -> Self {
-        fs::create_dir(&path).unwrap();
-        nix::mount::mount(Some("shm"), &path, Some("tmpfs"), MsFlags::empty(), Some(data)).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount(&self.0);
-    }
-}
 
 #[test]
 fn what_container_tools_mount_by_default_is_there() {
@@ -55,7 +36,8 @@ fn what_container_tools_mount_by_default_is_there() {
         let options = [&["bind", "rprivate"], options].concat();
         json!({"destination": destination, "type": "bind", "source": files.join(source), "options": options})
     };
-    let shm = Memory::mount(host.scratch().join("shm"), "size=64m");
+    let shm = host.scratch().join("shm");
+    let _memory = SmallDisk::mount(&shm, "64m");
     let mut bundle = Bundle::of_script(&host, busybox(), &script).without_mount("/dev/shm");
     for mount in [
         bind("hosts", "/etc/hosts", &[]),
@@ -63,7 +45,7 @@ fn what_container_tools_mount_by_default_is_there() {
         bind("hostname", "/etc/hostname", &[]),
         bind(".containerenv", "/run/.containerenv", &[]),
         bind("secrets", "/run/secrets", &[]),
-        json!({"destination": "/dev/shm", "type": "bind", "source": shm.0, "options": ["bind", "nosuid", "nodev"]}),
+        json!({"destination": "/dev/shm", "type": "bind", "source": shm, "options": ["bind", "nosuid", "nodev"]}),
     ] {
         bundle = bundle.with("/mounts/-", mount);
     }

@@ -1,6 +1,12 @@
 //! `linux.resources`, `linux.devices` and `linux.cgroupsPath`: what the container finds of them.
 
-use husk_tests::{Bundle, Host, busybox};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use husk_tests::{Bundle, Host, busybox, copy};
+use nix::sys::stat::{major, minor};
 use serde_json::json;
 
 /// Tries the devices of which nodes can be made.
@@ -108,4 +114,67 @@ fn a_container_without_a_cgroup_namespace_is_where_the_bundle_says() {
     let outcome = host.husk().bundle(&bundle).run_bundle();
     outcome.exits(0).states("path", "0::/machine.slice/libpod-abc.scope");
     outcome.states("pids", "30");
+}
+
+/// An ext4 on a disk of the host's, in a file.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(directory: &Path) -> Self {
+        let (image, path) = (directory.join("image"), directory.join("disk"));
+        fs::create_dir(&path).unwrap();
+        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        // The emulated host's kernel has it as a module; another's may have it built in.
+        let _ = Command::new("modprobe").arg("loop").status();
+        run("mkfs.ext4", &["-q".as_ref(), image.as_ref()]);
+        run(
+            "mount",
+            &["-o".as_ref(), "loop".as_ref(), image.as_ref(), path.as_ref()],
+        );
+        Self(path)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+fn run(program: &str, arguments: &[&Path]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}: {status}");
+}
+
+#[test]
+fn limits_of_the_disk_with_the_root_hold_for_the_containers() {
+    let host = Host::new();
+    let disk = Disk::mount(host.scratch());
+    let root = disk.0.join("root");
+    copy(busybox(), &root);
+    fs::write(root.join("large"), vec![7; 4 << 20]).unwrap();
+    let device = fs::metadata(&root).unwrap().dev();
+    let (major, minor) = (major(device), minor(device));
+    // The disk is read for the first time: 4 MiB at 2 MiB a second.
+    let script = "
+        echo limit=$(cut -d' ' -f2- /sys/fs/cgroup/io.max)
+        read start rest < /proc/uptime; cat /large > /dev/null; read end rest < /proc/uptime
+        echo tenths=$((${end%.*}${end#*.} / 10 - ${start%.*}${start#*.} / 10))";
+    let rate = json!([{"major": major, "minor": minor, "rate": 2 << 20}]);
+    let bundle = Bundle::of_script(&host, &root, script)
+        .with("/linux/resources/blockIO", json!({"throttleReadBpsDevice": rate}));
+    let outcome = host.husk().bundle(&bundle).run_bundle();
+    outcome
+        .exits(0)
+        .states("limit", "rbps=2097152 wbps=max riops=max wiops=max");
+    let tenths = outcome.number("tenths");
+    assert!(
+        tenths >= 10,
+        "4 MiB took {tenths} tenths of a second at 2 MiB a second in {outcome}"
+    );
+    let elsewhere = json!([{"major": major, "minor": minor + 1, "rate": 2 << 20}]);
+    host.husk()
+        .bundle(&bundle.with("/linux/resources/blockIO", json!({"throttleReadBpsDevice": elsewhere})))
+        .run_bundle()
+        .fails(125, &["blockIO.throttleReadBpsDevice[0]"]);
 }

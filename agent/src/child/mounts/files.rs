@@ -37,7 +37,11 @@ fn write_all(top: &Path, files: &[File]) -> std::io::Result<()> {
             .mode(0o600)
             .open(&path)?;
         target.write_all(&file.contents)?;
-        chown(&path, Some(file.uid), Some(file.gid))?;
+        match chown(&path, Some(file.uid), Some(file.gid)) {
+            // A container with a user namespace of its own may not know that owner.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            result => result?,
+        }
         target.set_permissions(fs::Permissions::from_mode(file.mode & 0o7777))?;
     }
     Ok(())
