@@ -243,6 +243,30 @@ fn a_container_that_is_not_started_can_be_paused_but_not_started_then() {
 }
 
 #[test]
+fn signals_need_a_container_that_is_there() {
+    let Some(guest) = Guest::start() else { return };
+    assert_eq!(create(&guest, &container("a", shell("exec sleep 1000"))), None);
+    guest.start_process("a", "");
+    let all = |signal| KillRequest {
+        container: "a".to_owned(),
+        signal,
+        all: true,
+        ..KillRequest::default()
+    };
+    guest.client.kill(context(), &all(15)).unwrap();
+    // The first process of a pid namespace has no default actions.
+    guest.client.kill(context(), &all(9)).unwrap();
+    assert_eq!(guest.wait("a", "").status, 137);
+    for request in [all(9), KillRequest { all: false, ..all(9) }] {
+        let message = guest.client.kill(context(), &request).unwrap_err().to_string();
+        assert!(message.contains("FAILED_PRECONDITION"), "{message}");
+    }
+    delete(&guest, "a", "");
+    let message = guest.client.kill(context(), &all(9)).unwrap_err().to_string();
+    assert!(message.contains("NOT_FOUND"), "{message}");
+}
+
+#[test]
 fn processes_are_listed_with_what_ps_shows() {
     let Some(guest) = Guest::start() else { return };
     let (stdout, token) = guest.stream();

@@ -25,8 +25,17 @@ const MAX_FILES: usize = 512;
 /// Nor are directories to lie deeper in each other.
 const MAX_DEPTH: usize = 8;
 
-/// What container tools put there is written once, before the container starts.
-const COPIED: [&str; 4] = ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/run/.containerenv"];
+/// What container tools put there is written once, before the container starts: names and addresses, podman's mark, and
+/// the first process that docker's and podman's `--init` brings.
+const COPIED: [&str; 7] = [
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/hostname",
+    "/run/.containerenv",
+    "/sbin/docker-init",
+    "/run/podman-init",
+    "/dev/init",
+];
 /// Secrets of podman and docker: files in a directory, or single ones in it.
 const SECRETS: &str = "/run/secrets";
 const SHARED_MEMORY: &str = "/dev/shm";
