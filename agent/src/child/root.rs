@@ -38,7 +38,8 @@ pub(super) fn build(surroundings: &Surroundings<'_>) -> Result<Option<Terminal>,
         .iter()
         .any(|namespace| namespace.kind == Kind::CGROUP.into());
     let own_cgroup = (!has_cgroup_namespace).then_some(surroundings.cgroup);
-    let mut mounts = Mounts::new(&root, surroundings, own_cgroup);
+    let memory = Root::open(surroundings.stage).map_err(step("opening the root's memory"))?;
+    let mut mounts = Mounts::new(&root, surroundings, &memory, own_cgroup);
     mounts.apply(request)?;
     let terminal = populate_dev(&root, request)?;
     root.directory(&request.process.cwd)

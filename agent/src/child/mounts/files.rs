@@ -2,17 +2,19 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use husk_protocol::agent::File;
 
 use super::super::errno;
+use super::super::paths::by_descriptor;
 
-/// Writes the files of mount number `index`; gives what is to be mounted: the file without a path, or else the directory
-/// that holds them.
-pub(super) fn write(stage: &Path, index: usize, files: &[File]) -> nix::Result<PathBuf> {
-    let top = stage.join(format!("mount-{index}"));
+/// Writes the files of mount number `index` into memory; gives what is to be mounted: the file without a path, or else the
+/// directory that holds them.
+pub(super) fn write(memory: &impl AsFd, index: usize, files: &[File]) -> nix::Result<PathBuf> {
+    let top = Path::new(&by_descriptor(memory)).join(format!("mount-{index}"));
     write_all(&top, files).map_err(|error| errno(&error))?;
     Ok(top)
 }

@@ -29,6 +29,8 @@ pub(super) use protect::{make_read_only, mask, protect};
 pub(super) struct Mounts<'a> {
     root: &'a Root,
     surroundings: &'a Surroundings<'a>,
+    /// A directory in memory outside the root, for what is mounted from there.
+    memory: &'a Root,
     /// The directory to show where the container asks for cgroups without having a cgroup namespace.
     own_cgroup: Option<&'a Path>,
     /// What becomes read-only when everything has its place in it.
@@ -36,10 +38,16 @@ pub(super) struct Mounts<'a> {
 }
 
 impl<'a> Mounts<'a> {
-    pub(super) fn new(root: &'a Root, surroundings: &'a Surroundings<'a>, own_cgroup: Option<&'a Path>) -> Self {
+    pub(super) fn new(
+        root: &'a Root,
+        surroundings: &'a Surroundings<'a>,
+        memory: &'a Root,
+        own_cgroup: Option<&'a Path>,
+    ) -> Self {
         Self {
             root,
             surroundings,
+            memory,
             own_cgroup,
             late: Vec::new(),
         }
@@ -125,7 +133,7 @@ impl<'a> Mounts<'a> {
             nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())
         };
         if wanted.is_copy {
-            return Ok(open(&files::write(self.surroundings.stage, index, &wanted.files)?)?);
+            return Ok(open(&files::write(self.memory, index, &wanted.files)?)?);
         }
         if !wanted.shared.is_empty() {
             let path = self.surroundings.shared.get(&wanted.shared).ok_or(Errno::ENOENT)?;
