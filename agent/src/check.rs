@@ -7,6 +7,9 @@ use crate::cgroup::Cgroup;
 use crate::refusal::Refusal;
 use crate::stdio::Token;
 
+/// The longest filter that the kernel takes (`BPF_MAXINSNS`), in bytes.
+const MAX_PROGRAM: usize = 4096 * 8;
+
 /// Checks a Create request as far as that is possible without doing it.
 pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
     check_id("container", &request.container)?;
@@ -44,6 +47,11 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
                 "is no name of a file",
             ));
         }
+    }
+    if let Some(seccomp) = request.seccomp.as_ref()
+        && (seccomp.program.is_empty() || seccomp.program.len() % 8 != 0 || seccomp.program.len() > MAX_PROGRAM)
+    {
+        return Err(Refusal::invalid("seccomp.program", "is not 1 to 4096 instructions"));
     }
     check_text("hostname", &request.hostname)?;
     check_text("domainname", &request.domainname)

@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use husk_protocol::agent::failure::Kind;
-use husk_protocol::agent::{CreateRequest, Process};
+use husk_protocol::agent::{CreateRequest, Process, Seccomp};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, umask};
@@ -32,6 +32,8 @@ use packet::Packet;
 /// What a child is to become.
 pub(crate) struct Plan<'a> {
     pub process: &'a Process,
+    /// The container's, which all of its processes have.
+    pub seccomp: Option<&'a Seccomp>,
     pub task: Task<'a>,
     /// Namespaces of other containers, by a pidfd of theirs.
     pub joins: Vec<(CloneFlags, BorrowedFd<'a>)>,
@@ -170,8 +172,16 @@ fn become_process(plan: &Plan<'_>) -> Result<std::convert::Infallible, ChildErro
     };
     take_streams(plan, terminal)?;
     let environment = command::environment(process)?;
-    credentials::assume(process)?;
     umask(Mode::from_bits_truncate(process.user.umask.unwrap_or(0o022)));
+    let mut filter = plan
+        .seccomp
+        .map(|seccomp| sys::Filter::new(&seccomp.program, seccomp.flags));
+    // Without no_new_privs only a privileged process may load a filter: before it drops that privilege. What follows
+    // is then what the filter has to allow; with no_new_privs that is execve(2) alone.
+    if !process.no_new_privileges {
+        load(filter.take())?;
+    }
+    credentials::assume(process)?;
     enter_working_directory(&process.cwd)?;
     let command = command::find(process)?;
     if process.no_new_privileges {
@@ -181,7 +191,15 @@ fn become_process(plan: &Plan<'_>) -> Result<std::convert::Infallible, ChildErro
     // Everything from here on was allocated before: only the start is missing.
     packet::send(plan.channel.as_fd(), &Packet::Created).map_err(step("reporting to the agent"))?;
     wait_for_start(plan.channel.as_fd());
+    load(filter)?;
     execute(&command, &arguments, &environment)
+}
+
+fn load(filter: Option<sys::Filter>) -> Result<(), ChildError> {
+    match filter {
+        Some(mut filter) => filter.load().map_err(step("loading the seccomp filter")),
+        None => Ok(()),
+    }
 }
 
 /// Leaves what belongs to the agent: its descriptors, signal settings and session.

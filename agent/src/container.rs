@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use husk_protocol::agent::process_state::Status;
-use husk_protocol::agent::{Failure, ProcessState};
+use husk_protocol::agent::{Failure, ProcessState, Seccomp};
 use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
@@ -46,6 +46,8 @@ pub(crate) struct Container {
     pub cgroup: Cgroup,
     /// The serial of the disk with its image.
     pub disk: String,
+    /// What filters the system calls of its processes.
+    pub seccomp: Option<Seccomp>,
     /// Its memory.events, where the kernel has it.
     pub memory: Option<Watch>,
     /// Its cgroup.events, while somebody waits for its processes to end.

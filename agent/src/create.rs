@@ -8,8 +8,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use husk_protocol::agent::namespace::Kind;
-use husk_protocol::agent::{CreateRequest, CreateResponse, ExecRequest, Process as ProcessSpec};
+use husk_protocol::agent::{CreateRequest, CreateResponse, ExecRequest, Process as ProcessSpec, Seccomp};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::epoll::EpollFlags;
@@ -22,6 +21,7 @@ use crate::cgroup::Cgroup;
 use crate::check::{check_create, check_exec, tokens};
 use crate::child::{self, Plan, Task};
 use crate::container::{Container, Name, Phase, Process, Reply};
+use crate::namespaces::{Namespaces, namespaces};
 use crate::poller::{Source, Watch};
 use crate::refusal::Refusal;
 use crate::stdio::{PATIENCE, Token};
@@ -52,10 +52,19 @@ enum Missing {
     Stream,
 }
 
-/// Namespaces as a request wants them: new ones, and those of other containers.
-struct Namespaces {
+/// What a process is made from, beside what it is to be.
+struct Birth<'a> {
+    spec: &'a ProcessSpec,
+    task: Task<'a>,
+    seccomp: Option<&'a Seccomp>,
+    /// Namespaces of other containers, by a pidfd of theirs; but the pid namespace.
+    joins: Vec<(CloneFlags, OwnedFd)>,
+    /// The pid namespace to be in; the agent's own if there is none.
+    pid_namespace: Option<OwnedFd>,
+    /// The first of these that takes processes is the one to be in.
+    cgroups: &'a [OwnedFd],
+    /// Namespaces to be made.
     own: CloneFlags,
-    joined: Vec<(CloneFlags, String)>,
 }
 
 impl Agent {
@@ -174,6 +183,7 @@ impl Agent {
                     number,
                     cgroup,
                     disk: serial.to_owned(),
+                    seccomp: request.seccomp.as_ref().cloned(),
                     memory,
                     emptiness: None,
                     oom_kills: 0,
@@ -230,15 +240,16 @@ impl Agent {
         }
         let directory = cgroup.directory()?;
         let cgroups = [directory];
-        self.fork(
-            pending,
-            &request.process,
+        let birth = Birth {
+            spec: &request.process,
             task,
+            seccomp: request.seccomp.as_ref(),
             joins,
             pid_namespace,
-            &cgroups,
-            namespaces.own,
-        )
+            cgroups: &cgroups,
+            own: namespaces.own,
+        };
+        self.fork(pending, birth)
     }
 
     fn begin_exec(&mut self, pending: &Pending, request: &ExecRequest) -> Result<(), Refusal> {
@@ -255,17 +266,17 @@ impl Agent {
             | CloneFlags::CLONE_NEWCGROUP;
         let pid_namespace = first.try_clone().map_err(Refusal::file("copying a descriptor"))?;
         let joins = vec![(all, first)];
-        let none = CloneFlags::empty();
-        let task = Task::Exec;
-        let process = self.fork(
-            pending,
-            &request.process,
-            task,
+        let seccomp = self.container(id)?.seccomp.clone();
+        let birth = Birth {
+            spec: &request.process,
+            task: Task::Exec,
+            seccomp: seccomp.as_ref(),
             joins,
-            Some(pid_namespace),
-            &cgroups,
-            none,
-        )?;
+            pid_namespace: Some(pid_namespace),
+            cgroups: &cgroups,
+            own: CloneFlags::empty(),
+        };
+        let process = self.fork(pending, birth)?;
         if let Some(container) = self.containers.get_mut(id) {
             container.processes.insert(request.exec.clone(), process);
         }
@@ -290,20 +301,8 @@ impl Agent {
     }
 
     /// Makes the process. All that can fail here happens before there is one.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "each is one of the things that make a process what it is"
-    )]
-    fn fork(
-        &mut self,
-        pending: &Pending,
-        spec: &ProcessSpec,
-        task: Task<'_>,
-        joins: Vec<(CloneFlags, OwnedFd)>,
-        pid_namespace: Option<OwnedFd>,
-        cgroups: &[OwnedFd],
-        own: CloneFlags,
-    ) -> Result<Process, Refusal> {
+    fn fork(&mut self, pending: &Pending, birth: Birth<'_>) -> Result<Process, Refusal> {
+        let spec = birth.spec;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(Refusal::system("making a channel to the process"))?;
         let number = self.poller.number();
@@ -314,13 +313,14 @@ impl Agent {
         let mut streams = self.connect_streams(spec, &pending.tokens)?;
         let plan = Plan {
             process: spec,
-            task,
-            joins: joins.iter().map(|(kind, pidfd)| (*kind, pidfd.as_fd())).collect(),
+            seccomp: birth.seccomp,
+            task: birth.task,
+            joins: birth.joins.iter().map(|(kind, pidfd)| (*kind, pidfd.as_fd())).collect(),
             streams: streams.child.take(),
             channel: theirs,
         };
-        let pid_namespace = pid_namespace.as_ref().unwrap_or(&self.pid_namespace);
-        let forked = fork_into_one_of(cgroups, pid_namespace.as_fd(), own, &plan);
+        let pid_namespace = birth.pid_namespace.as_ref().unwrap_or(&self.pid_namespace);
+        let forked = fork_into_one_of(birth.cgroups, pid_namespace.as_fd(), birth.own, &plan);
         drop(plan);
         let (pid, pidfd) = match forked {
             Ok(forked) => forked,
@@ -366,103 +366,5 @@ fn fork_into_one_of(
     match result? {
         Forked::Child => child::run(plan),
         Forked::Parent { child, pidfd } => Ok((child, pidfd)),
-    }
-}
-
-/// The namespaces that a request asks for.
-fn namespaces(request: &CreateRequest) -> Result<Namespaces, Refusal> {
-    let mut namespaces = Namespaces {
-        own: CloneFlags::empty(),
-        joined: Vec::new(),
-    };
-    let mut seen = CloneFlags::empty();
-    for (index, namespace) in request.namespaces.iter().enumerate() {
-        let field = format!("namespaces[{index}]");
-        let kind = match namespace.kind.enum_value_or_default() {
-            Kind::UNKNOWN => return Err(Refusal::invalid(field, "is of no known kind")),
-            Kind::MOUNT => CloneFlags::CLONE_NEWNS,
-            Kind::PID => CloneFlags::CLONE_NEWPID,
-            Kind::IPC => CloneFlags::CLONE_NEWIPC,
-            Kind::UTS => CloneFlags::CLONE_NEWUTS,
-            Kind::NETWORK => CloneFlags::CLONE_NEWNET,
-            Kind::CGROUP => CloneFlags::CLONE_NEWCGROUP,
-        };
-        if seen.contains(kind) {
-            return Err(Refusal::invalid(field, "is of a kind that is there before"));
-        }
-        seen |= kind;
-        if namespace.container.is_empty() {
-            namespaces.own |= kind;
-        } else {
-            namespaces.joined.push((kind, namespace.container.clone()));
-        }
-    }
-    if !namespaces.own.contains(CloneFlags::CLONE_NEWNS) {
-        return Err(Refusal::invalid(
-            "namespaces",
-            "have no new mount namespace, without which there is no root",
-        ));
-    }
-    let is_named = !request.hostname.is_empty() || !request.domainname.is_empty();
-    if is_named && !seen.contains(CloneFlags::CLONE_NEWUTS) {
-        return Err(Refusal::invalid(
-            "hostname",
-            "is the guest's own without a UTS namespace",
-        ));
-    }
-    Ok(namespaces)
-}
-
-#[cfg(test)]
-mod tests {
-    use husk_protocol::agent::Namespace;
-
-    use super::*;
-
-    fn request(kinds: &[(Kind, &str)]) -> CreateRequest {
-        let namespace = |(kind, container): &(Kind, &str)| Namespace {
-            kind: (*kind).into(),
-            container: (*container).to_owned(),
-            ..Namespace::default()
-        };
-        CreateRequest {
-            namespaces: kinds.iter().map(namespace).collect(),
-            ..CreateRequest::default()
-        }
-    }
-
-    #[test]
-    fn namespaces_are_new_or_joined() {
-        let wanted = request(&[
-            (Kind::MOUNT, ""),
-            (Kind::PID, ""),
-            (Kind::IPC, "pause"),
-            (Kind::CGROUP, ""),
-        ]);
-        let found = namespaces(&wanted).unwrap();
-        let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWCGROUP;
-        assert_eq!(found.own, own);
-        assert_eq!(found.joined, [(CloneFlags::CLONE_NEWIPC, "pause".to_owned())]);
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused() {
-        for (kinds, field) in [
-            (&[][..], "namespaces:"),
-            (&[(Kind::MOUNT, "other")], "namespaces:"),
-            (&[(Kind::MOUNT, ""), (Kind::UNKNOWN, "")], "namespaces[1]:"),
-            (
-                &[(Kind::MOUNT, ""), (Kind::PID, ""), (Kind::PID, "x")],
-                "namespaces[2]:",
-            ),
-        ] {
-            let refusal = namespaces(&request(kinds)).err().unwrap().to_string();
-            assert!(refusal.starts_with(field), "{refusal}");
-        }
-        let named = CreateRequest {
-            hostname: "x".to_owned(),
-            ..request(&[(Kind::MOUNT, "")])
-        };
-        assert!(namespaces(&named).err().unwrap().to_string().starts_with("hostname:"));
     }
 }

@@ -28,6 +28,7 @@ mod exits;
 mod flow;
 mod host;
 mod journal;
+mod namespaces;
 mod poller;
 mod refusal;
 mod start;

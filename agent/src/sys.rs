@@ -225,6 +225,43 @@ pub(crate) fn forbid_new_privileges() -> nix::Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
 }
 
+/// A filter of system calls, ready to be loaded.
+pub(crate) struct Filter {
+    program: Vec<libc::sock_filter>,
+    flags: libc::c_ulong,
+}
+
+impl Filter {
+    /// From eight bytes an instruction; the kernel checks what they say.
+    pub(crate) fn new(program: &[u8], flags: u32) -> Self {
+        let (instructions, _) = program.as_chunks::<8>();
+        let program = instructions
+            .iter()
+            .map(|[c0, c1, jt, jf, k @ ..]| libc::sock_filter {
+                code: u16::from_le_bytes([*c0, *c1]),
+                jt: *jt,
+                jf: *jf,
+                k: u32::from_le_bytes(*k),
+            })
+            .collect();
+        Self {
+            program,
+            flags: flags.into(),
+        }
+    }
+
+    /// Filters this process's system calls from now on.
+    pub(crate) fn load(&mut self) -> nix::Result<()> {
+        let program = libc::sock_fprog {
+            len: libc::c_ushort::try_from(self.program.len()).map_err(|_| Errno::EINVAL)?,
+            filter: self.program.as_mut_ptr(),
+        };
+        let mode = libc::SECCOMP_SET_MODE_FILTER;
+        // SAFETY: the pointer is to a program whose length is the one given, and the kernel copies it.
+        Errno::result(unsafe { libc::syscall(libc::SYS_seccomp, mode, self.flags, &raw const program) }).map(drop)
+    }
+}
+
 /// Whether a capability is in the bounding set; `EINVAL` for one that the kernel does not have.
 pub(crate) fn bounding_has(capability: u8) -> nix::Result<bool> {
     prctl(libc::PR_CAPBSET_READ, capability.into(), 0).map(|has| has == 1)

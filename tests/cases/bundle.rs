@@ -39,8 +39,8 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         ("/hooks", json!({"poststop": [{"path": "/bin/true"}]}), "hooks"),
         (
             "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-            "linux.seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
+            "linux.seccomp.listenerPath",
         ),
         ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
         (

@@ -14,5 +14,6 @@ mod machines;
 mod namespaces;
 mod nonroot;
 mod run;
+mod seccomp;
 mod stdio;
 mod tty;

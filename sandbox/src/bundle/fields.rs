@@ -101,6 +101,31 @@ const LINUX: Field = Object(&[
         Text(&["", "private", "rprivate", "slave", "rslave"]),
     ),
     ("resources", RESOURCES),
+    ("seccomp", SECCOMP),
+]);
+
+const SECCOMP: Field = Object(&[
+    ("defaultAction", Any),
+    ("defaultErrnoRet", Any),
+    ("architectures", List(&Any)),
+    ("flags", List(&Any)),
+    (
+        "syscalls",
+        List(&Object(&[
+            ("names", List(&Any)),
+            ("action", Any),
+            ("errnoRet", Any),
+            (
+                "args",
+                List(&Object(&[
+                    ("index", Any),
+                    ("value", Any),
+                    ("valueTwo", Any),
+                    ("op", Any),
+                ])),
+            ),
+        ])),
+    ),
 ]);
 
 const RESOURCES: Field = Object(&[

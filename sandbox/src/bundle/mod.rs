@@ -11,6 +11,7 @@ mod cgroup;
 mod fields;
 mod mounts;
 mod process;
+mod seccomp;
 mod standard;
 #[cfg(test)]
 mod tests;

@@ -93,8 +93,8 @@ fn fields_that_are_not_honoured_are_named() {
         ("/hooks", json!({"prestart": [{"path": "/x"}]}), "hooks"),
         (
             "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-            "linux.seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
+            "linux.seccomp.listenerPath",
         ),
         ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
         ("/linux/cgroupsPath", json!("/x"), "linux.cgroupsPath"),

@@ -6,7 +6,7 @@ use std::path::Path;
 use husk_protocol::agent::{self, CreateRequest, namespace};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, Spec};
 
-use super::{Bundle, BundleError, capabilities, cgroup, mounts, process};
+use super::{Bundle, BundleError, capabilities, cgroup, mounts, process, seccomp};
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
 const MAX_NAME: usize = 64;
@@ -53,6 +53,7 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
         masked_paths: paths("linux.maskedPaths", linux.masked_paths().as_deref())?,
         readonly_paths: paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?,
         cgroup: cgroup_settings(linux)?,
+        seccomp: linux.seccomp().as_ref().map(seccomp::translate).transpose()?.into(),
         ..Default::default()
     };
     check_device_rules(linux, request.process.capabilities.bounding)?;
