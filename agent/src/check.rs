@@ -48,6 +48,18 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
             ));
         }
     }
+    for (index, sysctl) in request.sysctls.iter().enumerate() {
+        check_text(&format!("sysctls[{index}].path"), &sysctl.path)?;
+        check_text(&format!("sysctls[{index}].value"), &sysctl.value)?;
+    }
+    for (index, offset) in request.time_offsets.iter().enumerate() {
+        if !["monotonic", "boottime"].contains(&offset.clock.as_str()) {
+            return Err(Refusal::invalid(
+                format!("time_offsets[{index}].clock"),
+                "is neither \"monotonic\" nor \"boottime\"",
+            ));
+        }
+    }
     if let Some(seccomp) = request.seccomp.as_ref()
         && (seccomp.program.is_empty() || seccomp.program.len() % 8 != 0 || seccomp.program.len() > MAX_PROGRAM)
     {
@@ -148,7 +160,7 @@ fn check_text(field: &str, text: &str) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use husk_protocol::agent::{CgroupSetting, Device, Mount, Root, Stdio};
+    use husk_protocol::agent::{CgroupSetting, Device, Mount, Root, Stdio, Sysctl, TimeOffset};
 
     use super::*;
 
@@ -236,6 +248,19 @@ mod tests {
                     })
                 }),
                 "cgroup[0].file:",
+            ),
+            (
+                refused(|r| {
+                    r.sysctls.push(Sysctl {
+                        path: "\0".to_owned(),
+                        ..Sysctl::default()
+                    })
+                }),
+                "sysctls[0].path:",
+            ),
+            (
+                refused(|r| r.time_offsets.push(TimeOffset::default())),
+                "time_offsets[0].clock:",
             ),
             (refused(|r| r.hostname = "\0".to_owned()), "hostname:"),
         ] {

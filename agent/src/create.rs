@@ -8,9 +8,11 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use husk_protocol::agent::{CreateRequest, CreateResponse, ExecRequest, Process as ProcessSpec, Seccomp};
+use husk_protocol::agent::{
+    CreateRequest, CreateResponse, ExecRequest, Failure, IdMapping, Process as ProcessSpec, Seccomp, TimeOffset,
+};
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
@@ -19,10 +21,12 @@ use crate::agent::Agent;
 use crate::calls::{Answer, state};
 use crate::cgroup::Cgroup;
 use crate::check::{check_create, check_exec, tokens};
+use crate::child::packet::PREPARED;
 use crate::child::{self, Plan, Task};
-use crate::container::{Container, Name, Phase, Process, Reply};
-use crate::namespaces::{Namespaces, namespaces};
+use crate::container::{Common, Container, Name, Phase, Process, Reply};
+use crate::namespaces::{CLONE_NEWTIME, Namespaces, namespaces, outside};
 use crate::poller::{Source, Watch};
+use crate::prepare::prepare;
 use crate::refusal::Refusal;
 use crate::stdio::{PATIENCE, Token};
 use crate::sys::{self, Forked};
@@ -56,7 +60,12 @@ enum Missing {
 struct Birth<'a> {
     spec: &'a ProcessSpec,
     task: Task<'a>,
+    /// The request for the container whose first process it is.
+    created: Option<&'a CreateRequest>,
     seccomp: Option<&'a Seccomp>,
+    personality: Option<u32>,
+    /// The user namespace's ids, where there is one.
+    ids: Option<&'a Vec<IdMapping>>,
     /// Namespaces of other containers, by a pidfd of theirs; but the pid namespace.
     joins: Vec<(CloneFlags, OwnedFd)>,
     /// The pid namespace to be in; the agent's own if there is none.
@@ -183,7 +192,11 @@ impl Agent {
                     number,
                     cgroup,
                     disk: serial.to_owned(),
-                    seccomp: request.seccomp.as_ref().cloned(),
+                    common: Common {
+                        seccomp: request.seccomp.as_ref().cloned(),
+                        personality: request.personality,
+                        uid_mappings: request.uid_mappings.clone(),
+                    },
                     memory,
                     emptiness: None,
                     oom_kills: 0,
@@ -221,12 +234,18 @@ impl Agent {
         cgroup: &Cgroup,
     ) -> Result<Process, Refusal> {
         let (image, stage) = (self.images.path(&request.root.disk), self.stage.clone());
+        let in_user_namespace = namespaces.own.contains(CloneFlags::CLONE_NEWUSER);
+        let tree = match in_user_namespace {
+            true => Some(child::detached(&image, &stage).map_err(Refusal::Root)?),
+            false => None,
+        };
         let task = Task::Create {
             request,
             image: &image,
             cgroup: cgroup.path(),
             stage: &stage,
             own: namespaces.own,
+            tree,
         };
         let mut joins = Vec::new();
         let mut pid_namespace = None;
@@ -243,7 +262,10 @@ impl Agent {
         let birth = Birth {
             spec: &request.process,
             task,
+            created: Some(request),
             seccomp: request.seccomp.as_ref(),
+            personality: request.personality,
+            ids: in_user_namespace.then_some(&request.uid_mappings),
             joins,
             pid_namespace,
             cgroups: &cgroups,
@@ -259,18 +281,25 @@ impl Agent {
         // A container that manages its cgroup itself has moved its processes below: none may be added beside those.
         let pid = self.process(&Name::new(id, ""))?.pid;
         let cgroups: Vec<_> = [Some(own_cgroup), self.cgroup_of(pid)].into_iter().flatten().collect();
-        let all = CloneFlags::CLONE_NEWNS
+        let mut all = CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWUTS
             | CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWCGROUP;
+            | CloneFlags::CLONE_NEWCGROUP
+            | CLONE_NEWTIME;
+        let common = self.container(id)?.common.clone();
+        if !common.uid_mappings.is_empty() {
+            all |= CloneFlags::CLONE_NEWUSER;
+        }
         let pid_namespace = first.try_clone().map_err(Refusal::file("copying a descriptor"))?;
         let joins = vec![(all, first)];
-        let seccomp = self.container(id)?.seccomp.clone();
         let birth = Birth {
             spec: &request.process,
             task: Task::Exec,
-            seccomp: seccomp.as_ref(),
+            created: None,
+            seccomp: common.seccomp.as_ref(),
+            personality: common.personality,
+            ids: (!common.uid_mappings.is_empty()).then_some(&common.uid_mappings),
             joins,
             pid_namespace: Some(pid_namespace),
             cgroups: &cgroups,
@@ -310,23 +339,49 @@ impl Agent {
             .poller
             .watch(ours, Source::Channel(number), EpollFlags::EPOLLIN)
             .map_err(Refusal::system("watching the channel to the process"))?;
-        let mut streams = self.connect_streams(spec, &pending.tokens)?;
+        let owner = match birth.ids {
+            Some(ids) => Some(
+                outside(ids, spec.user.uid)
+                    .ok_or_else(|| Refusal::invalid("process.user.uid", "is not in the container's user namespace"))?,
+            ),
+            None => None,
+        };
+        let mut streams = self.connect_streams(spec, &pending.tokens, owner)?;
         let plan = Plan {
             process: spec,
             seccomp: birth.seccomp,
+            in_user_namespace: birth.ids.is_some(),
+            personality: birth.personality,
             task: birth.task,
             joins: birth.joins.iter().map(|(kind, pidfd)| (*kind, pidfd.as_fd())).collect(),
             streams: streams.child.take(),
             channel: theirs,
         };
         let pid_namespace = birth.pid_namespace.as_ref().unwrap_or(&self.pid_namespace);
-        let forked = fork_into_one_of(birth.cgroups, pid_namespace.as_fd(), birth.own, &plan);
+        let offsets = birth.created.map_or(&[][..], |request| &request.time_offsets);
+        let forked = in_time_namespace(birth.own, offsets, || {
+            fork_into_one_of(birth.cgroups, pid_namespace.as_fd(), birth.own, &plan)
+        });
         drop(plan);
         let (pid, pidfd) = match forked {
             Ok(forked) => forked,
             Err(source) => {
                 streams.flows.into_iter().for_each(|flow| self.end_flow(flow));
-                return Err(Refusal::system("making the process")(source));
+                return Err(source);
+            }
+        };
+        let phase = match prepare(pid, spec, birth.created)
+            .and_then(|()| nix::unistd::write(&channel, &[PREPARED]).map_err(Refusal::system("making the process")))
+        {
+            Ok(_) => Phase::Building(pending.reply),
+            Err(refusal) => {
+                // The answer waits for its end.
+                let _ = sys::kill(pid, libc::SIGKILL);
+                let failure = Failure {
+                    message: refusal.to_string(),
+                    ..Failure::default()
+                };
+                Phase::Unbuilt(pending.reply, failure)
             }
         };
         self.channels.insert(number, pending.name.clone());
@@ -334,7 +389,7 @@ impl Agent {
         Ok(Process {
             pid,
             pidfd,
-            phase: Phase::Building(pending.reply),
+            phase,
             channel: Some(channel),
             has_terminal: spec.stdio.terminal,
             terminal: None,
@@ -343,6 +398,33 @@ impl Agent {
             waits: Vec::new(),
         })
     }
+}
+
+/// Forks with a new time namespace for the child, if it is to have one.
+fn in_time_namespace<T>(
+    own: CloneFlags,
+    offsets: &[TimeOffset],
+    fork: impl FnOnce() -> nix::Result<T>,
+) -> Result<T, Refusal> {
+    let failed = || Refusal::system("making the process");
+    if !own.contains(CLONE_NEWTIME) {
+        return fork().map_err(failed());
+    }
+    let mine = fs::File::open("/proc/self/ns/time").map_err(Refusal::file("opening the time namespace"))?;
+    // The agent's children are in it, and nobody can change its clocks from the first of them on.
+    unshare(CLONE_NEWTIME).map_err(Refusal::system("making a time namespace"))?;
+    let text: String = offsets
+        .iter()
+        .map(|offset| format!("{} {} {}\n", offset.clock, offset.seconds, offset.nanoseconds))
+        .collect();
+    let set = match text.as_str() {
+        "" => Ok(()),
+        text => fs::write("/proc/self/timens_offsets", text).map_err(Refusal::file("setting time_offsets")),
+    };
+    let forked = set.and_then(|()| fork().map_err(failed()));
+    // The agent has been in it before; a child has nothing to do with this.
+    setns(mine, CLONE_NEWTIME).map_err(Refusal::system("leaving the time namespace"))?;
+    forked
 }
 
 /// Forks into the first of the cgroups that takes processes.
@@ -355,7 +437,7 @@ fn fork_into_one_of(
     // Only children are put there, so each fork says where anew.
     setns(pid_namespace, CloneFlags::CLONE_NEWPID)?;
     // The cgroup namespace comes later: it begins where the process is by then.
-    let own = own - CloneFlags::CLONE_NEWCGROUP;
+    let own = own - CloneFlags::CLONE_NEWCGROUP - CLONE_NEWTIME;
     let mut result = Err(Errno::ENOENT);
     for cgroup in cgroups {
         result = sys::fork_into(cgroup.as_fd(), own.bits());

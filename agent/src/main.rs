@@ -30,6 +30,7 @@ mod host;
 mod journal;
 mod namespaces;
 mod poller;
+mod prepare;
 mod refusal;
 mod start;
 mod stdio;

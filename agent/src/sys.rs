@@ -2,6 +2,14 @@
 
 #![allow(unsafe_code)]
 
+mod confine;
+mod schedule;
+mod trees;
+
+pub(crate) use confine::{Filter, set_personality};
+pub(crate) use schedule::{set_affinity, set_io_priority, set_scheduler};
+pub(crate) use trees::{detach_copy, place};
+
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -180,15 +188,16 @@ pub(crate) fn has_children() -> bool {
     unsafe { libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags) == 0 }
 }
 
-/// Sets a resource limit by number.
-pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
+/// Sets a process's resource limit by number.
+pub(crate) fn set_limit(pid: Pid, resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
     let limit = libc::rlimit64 {
         rlim_cur: soft,
         rlim_max: hard,
     };
     let old = std::ptr::null_mut::<libc::rlimit64>();
     // SAFETY: the new limit is valid, the old one is not asked for.
-    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, old) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, pid.as_raw(), resource, &raw const limit, old) })
+        .map(drop)
 }
 
 /// The hard limit of a resource.
@@ -223,43 +232,6 @@ pub(crate) fn keep_capabilities(keep: bool) -> nix::Result<()> {
 /// No execve(2) gives new privileges from now on.
 pub(crate) fn forbid_new_privileges() -> nix::Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
-}
-
-/// A filter of system calls, ready to be loaded.
-pub(crate) struct Filter {
-    program: Vec<libc::sock_filter>,
-    flags: libc::c_ulong,
-}
-
-impl Filter {
-    /// From eight bytes an instruction; the kernel checks what they say.
-    pub(crate) fn new(program: &[u8], flags: u32) -> Self {
-        let (instructions, _) = program.as_chunks::<8>();
-        let program = instructions
-            .iter()
-            .map(|[c0, c1, jt, jf, k @ ..]| libc::sock_filter {
-                code: u16::from_le_bytes([*c0, *c1]),
-                jt: *jt,
-                jf: *jf,
-                k: u32::from_le_bytes(*k),
-            })
-            .collect();
-        Self {
-            program,
-            flags: flags.into(),
-        }
-    }
-
-    /// Filters this process's system calls from now on.
-    pub(crate) fn load(&mut self) -> nix::Result<()> {
-        let program = libc::sock_fprog {
-            len: libc::c_ushort::try_from(self.program.len()).map_err(|_| Errno::EINVAL)?,
-            filter: self.program.as_mut_ptr(),
-        };
-        let mode = libc::SECCOMP_SET_MODE_FILTER;
-        // SAFETY: the pointer is to a program whose length is the one given, and the kernel copies it.
-        Errno::result(unsafe { libc::syscall(libc::SYS_seccomp, mode, self.flags, &raw const program) }).map(drop)
-    }
 }
 
 /// Whether a capability is in the bounding set; `EINVAL` for one that the kernel does not have.

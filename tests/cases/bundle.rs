@@ -42,16 +42,20 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
             "linux.seccomp.listenerPath",
         ),
-        ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
+        ("/linux/sysctl", json!({"vm.swappiness": "1"}), "vm.swappiness"),
         (
             "/linux/uidMappings",
             json!([{"containerID": 0, "hostID": 1000, "size": 1}]),
             "linux.uidMappings",
         ),
-        ("/linux/namespaces/-", json!({"type": "user"}), "user"),
+        ("/linux/namespaces/-", json!({"type": "user"}), "linux.uidMappings"),
         ("/linux/cgroupsPath", json!("/somewhere"), "linux.cgroupsPath"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
-        ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
+        (
+            "/linux/personality",
+            json!({"domain": "LINUX32", "flags": ["X"]}),
+            "linux.personality.flags",
+        ),
         ("/linux/resources/devices", rule, "linux.resources.devices"),
         (
             "/linux/resources/blockIO",
@@ -72,12 +76,12 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         ("/process/selinuxLabel", json!("label"), "process.selinuxLabel"),
         (
             "/process/scheduler",
-            json!({"policy": "SCHED_BATCH"}),
+            json!({"policy": "SCHED_ISO"}),
             "process.scheduler",
         ),
         (
             "/process/ioPriority",
-            json!({"class": "IOPRIO_CLASS_IDLE"}),
+            json!({"class": "IOPRIO_CLASS_IDLE", "priority": 8}),
             "process.ioPriority",
         ),
         (

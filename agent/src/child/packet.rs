@@ -21,9 +21,12 @@ pub(crate) enum Packet {
     Failed(Failure),
 }
 
-/// What the agent answers when the process is to execute. Any other byte is a signal that would have ended the
-/// process: it exits as if it had.
+/// What the agent says when the process is to execute. Any other byte, but the next one, is a signal that would have
+/// ended the process: it exits as if it had.
 pub(crate) const START: u8 = 0;
+
+/// What the agent says when it has done its part in the making of the process.
+pub(crate) const PREPARED: u8 = u8::MAX;
 
 /// Sends one.
 pub(crate) fn send(channel: BorrowedFd<'_>, packet: &Packet) -> nix::Result<()> {

@@ -1,12 +1,13 @@
 //! A whole configuration to the agent's [`CreateRequest`].
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use husk_protocol::agent::{self, CreateRequest, namespace};
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
 
-use super::{Bundle, BundleError, capabilities, cgroup, mounts, process, seccomp};
+use super::namespaces::{self, has};
+use super::{Bundle, BundleError, capabilities, cgroup, mounts, process, seccomp, sysctl};
+use crate::confinement::Confinement;
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
 const MAX_NAME: usize = 64;
@@ -38,7 +39,7 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
     let root_path = dir.join(root.path());
     let process = spec.process().as_ref().ok_or(BundleError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(BundleError::Missing("linux"))?;
-    let namespaces = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
+    let namespaces = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
     let mut request = CreateRequest {
         process: Some(process::translate(process)?).into(),
         root: Some(agent::Root {
@@ -48,6 +49,12 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
         .into(),
         hostname: name("hostname", spec.hostname().as_deref(), &namespaces)?,
         domainname: name("domainname", spec.domainname().as_deref(), &namespaces)?,
+        sysctls: sysctl::translate(linux.sysctl().iter().flatten(), &namespaces)?,
+        uid_mappings: namespaces::ids("linux.uidMappings", linux.uid_mappings().as_deref(), &namespaces)?,
+        gid_mappings: namespaces::ids("linux.gidMappings", linux.gid_mappings().as_deref(), &namespaces)?,
+        time_offsets: namespaces::clocks(linux.time_offsets().iter().flatten(), &namespaces)?,
+        root_propagation: propagation(linux.rootfs_propagation().as_deref())?,
+        personality: linux.personality().as_ref().map(process::persona),
         namespaces,
         devices: devices(linux.devices().as_deref().unwrap_or_default())?,
         masked_paths: paths("linux.maskedPaths", linux.masked_paths().as_deref())?,
@@ -63,7 +70,28 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
     Ok(Bundle {
         root: root_path,
         request,
+        confinement: Confinement {
+            apparmor_profile: given(process.apparmor_profile().as_ref()),
+            selinux_label: given(process.selinux_label().as_ref()),
+            mount_label: given(linux.mount_label().as_ref()),
+        },
     })
+}
+
+/// A text that says something.
+fn given(text: Option<&String>) -> Option<String> {
+    text.filter(|text| !text.is_empty()).cloned()
+}
+
+fn propagation(name: Option<&str>) -> Result<u64, BundleError> {
+    match name.unwrap_or_default() {
+        "" => Ok(0),
+        name => mounts::propagation(name).ok_or_else(|| BundleError::Value {
+            path: "linux.rootfsPropagation".into(),
+            value: name.into(),
+            expected: "private, slave, shared or unbindable is expected, or one of them with an r before it",
+        }),
+    }
 }
 
 fn cgroup_settings(linux: &Linux) -> Result<Vec<agent::CgroupSetting>, BundleError> {
@@ -93,49 +121,6 @@ fn check_device_rules(linux: &Linux, bounding: u64) -> Result<(), BundleError> {
         }
     }
     Ok(())
-}
-
-fn namespaces(list: &[LinuxNamespace]) -> Result<Vec<agent::Namespace>, BundleError> {
-    let mut seen = HashSet::new();
-    let mut translated = Vec::new();
-    for (index, entry) in list.iter().enumerate() {
-        let kind = match entry.typ() {
-            LinuxNamespaceType::Mount => namespace::Kind::MOUNT,
-            LinuxNamespaceType::Pid => namespace::Kind::PID,
-            LinuxNamespaceType::Ipc => namespace::Kind::IPC,
-            LinuxNamespaceType::Uts => namespace::Kind::UTS,
-            LinuxNamespaceType::Network => namespace::Kind::NETWORK,
-            LinuxNamespaceType::Cgroup => namespace::Kind::CGROUP,
-            unsupported @ (LinuxNamespaceType::User | LinuxNamespaceType::Time) => {
-                return Err(BundleError::UnsupportedValue {
-                    path: format!("linux.namespaces[{index}].type"),
-                    value: format!("{:?}", unsupported.to_string()),
-                });
-            }
-        };
-        if !seen.insert(entry.typ().to_string()) {
-            return Err(BundleError::Value {
-                path: format!("linux.namespaces[{index}].type"),
-                value: entry.typ().to_string(),
-                expected: "each type may stand once",
-            });
-        }
-        translated.push(agent::Namespace {
-            kind: kind.into(),
-            ..Default::default()
-        });
-    }
-    if !has(&translated, namespace::Kind::MOUNT) {
-        return Err(BundleError::Invalid {
-            path: "linux.namespaces".into(),
-            fault: "has no mount namespace, without which husk makes no container",
-        });
-    }
-    Ok(translated)
-}
-
-fn has(namespaces: &[agent::Namespace], kind: namespace::Kind) -> bool {
-    namespaces.iter().any(|entry| entry.kind == kind.into())
 }
 
 /// A host or domain name, which needs a UTS namespace of the container's own.
