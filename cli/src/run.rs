@@ -51,6 +51,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
         console: args.console,
         kernel: args.kernel.clone(),
         patience: global.patience(),
+        confinement: bundle.confinement.clone(),
     };
     let sandbox = Arc::new(Sandbox::spawn(dir, &options, Arc::clone(&timeline))?);
     let console = match args.console {

@@ -63,6 +63,12 @@ impl AsFd for Detached {
     }
 }
 
+impl From<Detached> for OwnedFd {
+    fn from(mount: Detached) -> Self {
+        mount.0
+    }
+}
+
 impl Detached {
     /// A new file system; `flags` are those of mount(2).
     pub(super) fn file_system(kind: &str, source: &str, flags: MsFlags, choices: &[Choice]) -> Result<Self, Fault> {
@@ -134,7 +140,7 @@ impl Detached {
     }
 
     /// Puts it over a file or directory.
-    pub(super) fn attach(&self, target: &OwnedFd) -> nix::Result<()> {
+    pub(super) fn attach(&self, target: &impl AsFd) -> nix::Result<()> {
         sys::attach(self.as_fd(), target.as_fd())
     }
 }

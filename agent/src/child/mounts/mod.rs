@@ -10,7 +10,7 @@ mod overlay;
 mod owners;
 mod protect;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use husk_protocol::agent::{CreateRequest, Mount};
@@ -21,7 +21,7 @@ use nix::sys::stat::{SFlag, fstat, fstatat};
 
 use super::paths::{Root, by_descriptor};
 use super::root::Surroundings;
-use super::{ChildError, at};
+use super::{ChildError, at, step};
 use detached::{Choice, Detached, Fault};
 pub(super) use protect::{make_read_only, mask, protect};
 
@@ -217,6 +217,17 @@ impl<'a> Mounts<'a> {
         }
         Ok(())
     }
+}
+
+/// Mounts a new file system in memory over a directory; gives its root.
+pub(super) fn memory(over: BorrowedFd<'_>) -> Result<Root, ChildError> {
+    let choices = detached::choices("mode=0700");
+    let make = || -> Result<Root, Fault> {
+        let mount = Detached::file_system("tmpfs", "tmpfs", MsFlags::empty(), &choices)?;
+        mount.attach(&over)?;
+        Ok(Root::from(OwnedFd::from(mount)))
+    };
+    make().map_err(|fault| step("mounting memory beside the root")(fault.source))
 }
 
 /// What is mounted in a tmpfs or in /dev needs its places there.

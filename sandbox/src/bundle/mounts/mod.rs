@@ -11,6 +11,7 @@ use oci_spec::runtime::{LinuxIdMapping, Mount};
 use super::BundleError;
 use host::Source;
 use options::Options;
+pub(super) use options::propagation;
 
 /// The file systems that the guest's kernel has and that need nothing of the host's.
 const TYPES: &[&str] = &[

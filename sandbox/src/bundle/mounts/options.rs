@@ -153,6 +153,14 @@ impl<'a> Options<'a> {
     }
 }
 
+/// The flags of a propagation's name.
+pub(in super::super) fn propagation(name: &str) -> Option<u64> {
+    OPTIONS.iter().find_map(|(option, meaning)| match meaning {
+        Propagation(flags) if *option == name => Some(*flags),
+        _ => None,
+    })
+}
+
 /// Whether a name is one of the options.
 #[cfg(test)]
 pub(super) fn is_known(name: &str) -> bool {
