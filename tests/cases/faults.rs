@@ -87,7 +87,10 @@ fn husk_killed_at_any_moment_leaves_nothing() {
         }
         host.is_clean();
     }
-    assert!(killed > MOMENTS / 2, "{killed} of {MOMENTS} runs lived until their moment");
+    assert!(
+        killed > MOMENTS / 2,
+        "{killed} of {MOMENTS} runs lived until their moment"
+    );
     host.husk()
         .rootfs(busybox())
         .name("after")

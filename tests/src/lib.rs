@@ -15,6 +15,7 @@
 //! builds and names in the environment ([`prepared`]); they fail, and say so, where it is missing.
 
 mod bundle;
+mod container;
 mod devices;
 mod diagnosis;
 mod disk;
@@ -32,6 +33,7 @@ pub mod tiny;
 mod trees;
 
 pub use bundle::Bundle;
+pub use container::{Container, read_pid, wait_for};
 pub use devices::{with_devices, without_program};
 pub use disk::SmallDisk;
 pub use host::Host;

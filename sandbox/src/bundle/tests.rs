@@ -51,7 +51,7 @@ fn refusal(pointer: &str, value: Value) -> String {
 
 #[test]
 fn a_whole_configuration_is_translated() {
-    let Bundle { root, request } = parse(&minimal()).unwrap();
+    let Bundle { root, request, .. } = parse(&minimal()).unwrap();
     assert_eq!(root, Path::new("/bundle/rootfs"));
     let process = &request.process;
     assert_eq!(process.args, ["sh", "-c", "true"]);
@@ -251,7 +251,7 @@ fn the_standard_container_passes_its_own_check() {
         terminal: true,
         hostname: "box".into(),
     };
-    let Bundle { root, request } = Bundle::standard(Path::new("/some/root"), &choice).unwrap();
+    let Bundle { root, request, .. } = Bundle::standard(Path::new("/some/root"), &choice).unwrap();
     assert_eq!(root, Path::new("/some/root"));
     assert_eq!(request.namespaces.len(), 6);
     assert_eq!(request.process.capabilities.effective.count_ones(), 14);

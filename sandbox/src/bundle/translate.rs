@@ -59,8 +59,11 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         request.mounts.push(mounts::translate(index, mount)?);
     }
+    let annotations = spec.annotations().iter().flatten();
     Ok(Bundle {
         root: root_path,
+        dir: Some(dir.into()),
+        annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
         request,
     })
 }
