@@ -28,7 +28,9 @@ mod exits;
 mod flow;
 mod host;
 mod journal;
+mod pause;
 mod poller;
+mod processes;
 mod refusal;
 mod start;
 mod stdio;
@@ -36,6 +38,7 @@ mod streams;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::convert::Infallible;
 

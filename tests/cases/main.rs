@@ -15,6 +15,7 @@ mod limits;
 mod machines;
 mod namespaces;
 mod nonroot;
+mod resources;
 mod run;
 mod stdio;
 mod tty;

@@ -1,5 +1,6 @@
 //! The agent as a whole, against this machine's kernel.
 
+mod control;
 mod guest;
 mod limits;
 mod processes;

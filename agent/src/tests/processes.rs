@@ -205,7 +205,7 @@ fn execs_join_the_container_and_end_with_it() {
     assert_eq!(guest.wait("a", "").status, 137);
     assert_eq!(guest.wait("a", "y").status, 137);
     let refused = guest.client.exec(context(), &request("z", shell(""))).unwrap_err();
-    assert!(refused.to_string().contains("not running"), "{refused}");
+    assert!(refused.to_string().contains("is stopped"), "{refused}");
     delete(&guest, "a", "");
     assert!(guest.cgroups().is_empty());
 }

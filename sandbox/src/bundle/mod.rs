@@ -7,11 +7,12 @@
 //! defaults that container tools agree on.
 
 mod capabilities;
-mod cgroup;
+mod devices;
 pub mod features;
 mod fields;
 mod mounts;
 mod process;
+pub mod resources;
 mod standard;
 #[cfg(test)]
 mod tests;
@@ -105,7 +106,7 @@ impl Bundle {
         fields::check(&value)?;
         // From the text and not from the value, so that a type error tells line and column.
         let spec: Spec = serde_json::from_slice(text).map_err(BundleError::Spec)?;
-        translate::bundle(dir, &spec)
+        translate::bundle(dir, &spec, &value)
     }
 }
 
