@@ -10,8 +10,12 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand};
 
 use crate::log::Format;
-pub(crate) use oci::{CreateArgs, DeleteArgs, IdArgs, PidArgs, SpecArgs, TableFormat};
-pub(crate) use people::{ConsoleArgs, DoctorArgs, InspectArgs, KillArgs, ListArgs, LogsArgs, RemoveArgs, WaitArgs};
+pub(crate) use oci::{
+    CreateArgs, DeleteArgs, EventsArgs, IdArgs, Limits, PidArgs, PsArgs, SpecArgs, TableFormat, UpdateArgs,
+};
+pub(crate) use people::{
+    ConsoleArgs, DoctorArgs, InspectArgs, KillArgs, ListArgs, LogsArgs, RemoveArgs, StatsArgs, WaitArgs,
+};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -84,6 +88,7 @@ pub(crate) enum Command {
     Kill(KillArgs),
     Logs(LogsArgs),
     Wait(WaitArgs),
+    Stats(StatsArgs),
     Inspect(InspectArgs),
     #[command(name = "rm")]
     Remove(RemoveArgs),
@@ -95,6 +100,13 @@ pub(crate) enum Command {
     /// Print a container's state (the OCI runtime specification's document)
     State(IdArgs),
     Delete(DeleteArgs),
+    Ps(PsArgs),
+    /// Freeze a container's processes
+    Pause(IdArgs),
+    /// Let a paused container's processes go on
+    Resume(IdArgs),
+    Update(UpdateArgs),
+    Events(EventsArgs),
     Spec(SpecArgs),
     /// Print what this runtime supports (the OCI runtime specification's features document)
     Features,
@@ -240,8 +252,8 @@ pub(crate) struct ExecArgs {
 /// The most memory that can be asked for, in MiB: 1 TiB.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
 
-/// A size in bytes with an optional unit, as docker takes it, to whole MiB.
-fn memory(text: &str) -> Result<u32, String> {
+/// A size in bytes with an optional unit, as docker takes it.
+fn bytes(text: &str) -> Option<u64> {
     let lower = text.to_ascii_lowercase();
     let number = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let shift = match &lower[number.len()..] {
@@ -250,14 +262,14 @@ fn memory(text: &str) -> Result<u32, String> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
-        _ => return Err("use a number with K, M or G, such as 512M".into()),
+        _ => return None,
     };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| "use a number with K, M or G, such as 512M")?;
-    let bytes = number
-        .checked_mul(1 << shift)
-        .ok_or("that is more than any machine has")?;
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// A size of guest memory, to whole MiB.
+fn memory(text: &str) -> Result<u32, String> {
+    let bytes = bytes(text).ok_or("use a number with K, M or G, such as 512M")?;
     let (mib, least) = (
         bytes.div_ceil(1 << 20),
         u64::from(husk_sandbox::sandbox::MIN_MEMORY_MIB),
@@ -340,6 +352,14 @@ mod tests {
             "husk list --format json",
             "husk run --bundle /b box",
             "husk features",
+            "husk ps --format json box",
+            "husk ps -f json box",
+            "husk update --resources - box",
+            "husk update --cpu-quota -1 --memory 64M --memory-swap -1 --pids-limit 5 box",
+            "husk events --stats box",
+            "husk events --interval 1s box",
+            "husk pause box",
+            "husk resume box",
             "husk spec --bundle /b",
         ] {
             assert!(Cli::try_parse_from(words.split(' ')).is_ok(), "{words}");

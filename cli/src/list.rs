@@ -98,15 +98,19 @@ pub(crate) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// A command in one line without control characters.
+/// A text of a guest's without control characters, which might command the terminal.
+pub(crate) fn clean(text: &str) -> String {
+    let visible = |letter: char| if letter.is_control() { ' ' } else { letter };
+    text.chars().map(visible).collect()
+}
+
+/// A command in one line.
 fn shortened(command: &str) -> String {
-    let clean = command
-        .chars()
-        .map(|letter| if letter.is_control() { ' ' } else { letter });
-    if command.chars().count() <= MAX_COMMAND {
-        clean.collect()
+    let clean = clean(command);
+    if clean.chars().count() <= MAX_COMMAND {
+        clean
     } else {
-        clean.take(MAX_COMMAND - 3).chain("...".chars()).collect()
+        clean.chars().take(MAX_COMMAND - 3).chain("...".chars()).collect()
     }
 }
 

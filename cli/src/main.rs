@@ -12,6 +12,7 @@ mod console;
 mod create;
 mod delete;
 mod doctor;
+mod events;
 mod exec;
 mod failure;
 mod features;
@@ -24,6 +25,8 @@ mod monitor;
 mod output;
 mod overrides;
 mod own;
+mod pause;
+mod ps;
 mod pty;
 mod relay;
 mod run;
@@ -31,8 +34,10 @@ mod signals;
 mod spec;
 mod start;
 mod state;
+mod stats;
 mod terminal;
 mod timings;
+mod update;
 mod wait;
 
 use std::process::ExitCode;
@@ -79,6 +84,12 @@ fn dispatch(cli: &Cli, started: u64) -> anyhow::Result<u8> {
         Command::Start(args) => start::start(global, args),
         Command::State(args) => state::state(global, args),
         Command::Delete(args) => delete::delete(global, args),
+        Command::Ps(args) => ps::ps(global, args),
+        Command::Pause(args) => pause::pause(global, args),
+        Command::Resume(args) => pause::resume(global, args),
+        Command::Update(args) => update::update(global, args),
+        Command::Events(args) => events::events(global, args),
+        Command::Stats(args) => stats::stats(global, args),
         Command::Spec(args) => spec::spec(args),
         Command::Features => features::features(),
     }

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use husk_protocol::agent::process_state;
+use husk_protocol::agent::{ContainerStatus, ProcessInfo, StatsResponse};
 use husk_vmm_config::Request;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -23,6 +23,7 @@ use serde::Serialize;
 use thiserror::Error;
 use ttrpc::Code;
 
+use crate::bundle::resources::Update;
 use crate::guest::{Guest, GuestError, ProcessId};
 use crate::machine::{Link, LinkError, open_process};
 use crate::rundir::{self, Found, RunDirError, RunRoot};
@@ -157,11 +158,12 @@ impl Container {
             Err(error) if error.means_stopped() => return Ok(Status::Stopped),
             Err(error) => return Err(error),
         };
-        let first = state.processes.iter().find(|process| process.exec.is_empty());
-        Ok(match first.map(|process| process.status.enum_value_or_default()) {
-            Some(process_state::Status::CREATED) => Status::Created,
-            Some(process_state::Status::RUNNING) => Status::Running,
-            Some(process_state::Status::STOPPED | process_state::Status::UNKNOWN) | None => Status::Stopped,
+        Ok(match state.status.enum_value_or_default() {
+            ContainerStatus::CONTAINER_CREATING => Status::Creating,
+            ContainerStatus::CONTAINER_CREATED => Status::Created,
+            ContainerStatus::CONTAINER_RUNNING => Status::Running,
+            ContainerStatus::CONTAINER_PAUSED => Status::Paused,
+            ContainerStatus::CONTAINER_STOPPED | ContainerStatus::CONTAINER_UNKNOWN => Status::Stopped,
         })
     }
 
@@ -201,6 +203,67 @@ impl Container {
         }
         self.guest()?.start(&process)?;
         Ok(())
+    }
+
+    /// Freezes its processes.
+    ///
+    /// # Errors
+    /// It is neither created nor running.
+    pub fn pause(&self) -> Result<(), LifecycleError> {
+        match self.status()? {
+            Status::Created | Status::Running => Ok(self.guest()?.pause(&self.definition()?.name)?),
+            status => Err(self.refuse(status, "paused")),
+        }
+    }
+
+    /// Lets its frozen processes go on.
+    ///
+    /// # Errors
+    /// It is not paused.
+    pub fn resume(&self) -> Result<(), LifecycleError> {
+        match self.status()? {
+            Status::Paused => Ok(self.guest()?.resume(&self.definition()?.name)?),
+            status => Err(self.refuse(status, "resumed")),
+        }
+    }
+
+    /// Changes its limits.
+    ///
+    /// # Errors
+    /// A limit is not possible; it has ended.
+    pub fn update(&self, update: &Update) -> Result<(), LifecycleError> {
+        match self.status()? {
+            status @ (Status::Creating | Status::Stopped) => Err(self.refuse(status, "updated")),
+            _ => {
+                let definition = self.definition()?;
+                Ok(self.guest()?.update(&definition.name, update, &definition.root)?)
+            }
+        }
+    }
+
+    /// Its processes.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn processes(&self) -> Result<Vec<ProcessInfo>, LifecycleError> {
+        self.while_it_lives()?;
+        Ok(self.guest()?.processes(&self.definition()?.name)?)
+    }
+
+    /// What it uses.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn stats(&self) -> Result<StatsResponse, LifecycleError> {
+        self.while_it_lives()?;
+        Ok(self.guest()?.stats(&self.definition()?.name)?)
+    }
+
+    fn while_it_lives(&self) -> Result<(), LifecycleError> {
+        match self.status()? {
+            Status::Stopped => Err(RunDirError::Stopped(self.name().into()).into()),
+            _ => Ok(()),
+        }
     }
 
     /// Sends a signal to its first process, or to all of them. A guest that does not pass on a SIGKILL is stopped.

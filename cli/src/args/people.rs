@@ -1,6 +1,7 @@
 //! The commands for people.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -75,6 +76,28 @@ pub(crate) struct LogsArgs {
 pub(crate) struct WaitArgs {
     /// The containers' names
     #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Show what containers use
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk stats                 all that run, once
+  husk stats --follow box    again and again, until an interrupt
+  husk stats --json box      every figure, for programs")]
+pub(crate) struct StatsArgs {
+    /// Show it again and again
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) follow: bool,
+    /// The time over which processor time is measured
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = super::oci::interval)]
+    pub(crate) interval: Duration,
+    /// Print every figure as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The containers' names [default: all that run]
+    #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
 }
 
