@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -109,7 +109,7 @@ fn listen(pipe: OwnedFd) -> Result<()> {
 /// The monitor's life.
 fn live(pipe: OwnedFd, work: impl FnOnce(Stdio, &mut Report) -> Result<u8>) -> ! {
     let mut report = Report(Some(File::from(pipe)));
-    let result = settle(&report).and_then(|stdio| work(stdio, &mut report));
+    let result = settle().and_then(|stdio| work(stdio, &mut report));
     let code = match result {
         Ok(code) => code,
         Err(error) => {
@@ -124,7 +124,7 @@ fn live(pipe: OwnedFd, work: impl FnOnce(Stdio, &mut Report) -> Result<u8>) -> !
 }
 
 /// Lets go of everything that the command has: its session, its streams, descriptors that it was started with.
-fn settle(report: &Report) -> Result<Stdio> {
+fn settle() -> Result<Stdio> {
     setsid().context("a session cannot be made")?;
     log::leave_file();
     // Copies close on exec; what stands in their places is nobody's.
@@ -134,9 +134,7 @@ fn settle(report: &Report) -> Result<Stdio> {
         stdout: copy(io::stdout().as_fd())?,
         stderr: copy(io::stderr().as_fd())?,
     };
-    let kept = [&stdio.stdin, &stdio.stdout, &stdio.stderr].map(AsRawFd::as_raw_fd);
-    let pipe = report.0.iter().map(AsRawFd::as_raw_fd);
-    close_all_but(&kept.into_iter().chain(pipe).collect::<Vec<_>>())?;
+    close_inherited()?;
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).context("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(&null)?;
@@ -145,20 +143,30 @@ fn settle(report: &Report) -> Result<Stdio> {
     Ok(stdio)
 }
 
-/// Closes descriptors beyond stderr that this process has not opened itself: they would stay open as long as the
-/// container lives.
+/// Closes descriptors beyond stderr that husk was started with: they would stay open as long as the container lives.
+/// They are those that do not close on exec, as all do that husk has opened itself.
 #[allow(unsafe_code)]
-fn close_all_but(kept: &[RawFd]) -> Result<()> {
-    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.cast_unsigned()).collect();
-    kept.sort_unstable();
-    let mut first = 3;
-    for fd in kept.into_iter().chain([u32::MAX]) {
-        if first < fd {
-            // SAFETY: the call takes numbers alone; nothing in this process uses the descriptors that it closes.
-            let result = unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
-            nix::errno::Errno::result(result).context("inherited descriptors cannot be closed")?;
+fn close_inherited() -> Result<()> {
+    let failed = "inherited descriptors cannot be found";
+    let mut inherited = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd").context(failed)? {
+        let Some(fd) = entry
+            .context(failed)?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<RawFd>().ok())
+        else {
+            continue;
+        };
+        // SAFETY: the request takes and gives numbers; a descriptor that is not open is an error.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if fd > libc::STDERR_FILENO && flags & libc::FD_CLOEXEC == 0 {
+            inherited.push(fd);
         }
-        first = fd.saturating_add(1);
+    }
+    for fd in inherited {
+        // SAFETY: it was open when husk was started, and nothing in husk knows of it.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
     Ok(())
 }

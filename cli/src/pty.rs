@@ -47,9 +47,10 @@ pub(crate) fn hand_over(path: &Path, window: Option<&WindowSize>) -> Result<Owne
     let mut raw = tcgetattr(&pair.slave).context("the terminal cannot be made raw")?;
     cfmakeraw(&mut raw);
     tcsetattr(&pair.slave, SetArg::TCSANOW, &raw).context("the terminal cannot be made raw")?;
+    // Only when somebody else has it: the end of the last master side would hang up this session.
+    send(path, &pair.master).with_context(|| format!("the console socket {} does not take it", path.display()))?;
     // SAFETY: the request takes a number.
     unsafe { set_controlling_terminal(pair.slave.as_raw_fd(), 0) }.context("the terminal cannot be taken")?;
-    send(path, &pair.master).with_context(|| format!("the console socket {} does not take it", path.display()))?;
     Ok(pair.slave)
 }
 
