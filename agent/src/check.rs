@@ -9,6 +9,8 @@ use crate::stdio::Token;
 
 /// The kernel checks a program only as far as its patience goes, which is somewhat over 1,000 rules.
 const MAX_RULES: usize = 500;
+/// The longest filter that the kernel takes (`BPF_MAXINSNS`), in bytes.
+const MAX_PROGRAM: usize = 4096 * 8;
 
 /// Checks a Create request as far as that is possible without doing it.
 pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
@@ -44,6 +46,23 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
     check_text("cgroup_path", &request.cgroup_path)?;
     if !Cgroup::is_path(&request.cgroup_path) {
         return Err(Refusal::invalid("cgroup_path", "leads out of the guest's cgroups"));
+    }
+    for (index, sysctl) in request.sysctls.iter().enumerate() {
+        check_text(&format!("sysctls[{index}].path"), &sysctl.path)?;
+        check_text(&format!("sysctls[{index}].value"), &sysctl.value)?;
+    }
+    for (index, offset) in request.time_offsets.iter().enumerate() {
+        if !["monotonic", "boottime"].contains(&offset.clock.as_str()) {
+            return Err(Refusal::invalid(
+                format!("time_offsets[{index}].clock"),
+                "is neither \"monotonic\" nor \"boottime\"",
+            ));
+        }
+    }
+    if let Some(seccomp) = request.seccomp.as_ref()
+        && (seccomp.program.is_empty() || seccomp.program.len() % 8 != 0 || seccomp.program.len() > MAX_PROGRAM)
+    {
+        return Err(Refusal::invalid("seccomp.program", "is not 1 to 4096 instructions"));
     }
     check_text("hostname", &request.hostname)?;
     check_text("domainname", &request.domainname)
@@ -163,7 +182,7 @@ fn check_text(field: &str, text: &str) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use husk_protocol::agent::{CgroupSetting, Device, Mount, Root, Stdio};
+    use husk_protocol::agent::{CgroupSetting, Device, Mount, Root, Stdio, Sysctl, TimeOffset};
 
     use super::*;
 
@@ -253,6 +272,19 @@ mod tests {
                 "resources.settings[0].file:",
             ),
             (refused(|r| r.cgroup_path = "a/../b".to_owned()), "cgroup_path:"),
+            (
+                refused(|r| {
+                    r.sysctls.push(Sysctl {
+                        path: "\0".to_owned(),
+                        ..Sysctl::default()
+                    })
+                }),
+                "sysctls[0].path:",
+            ),
+            (
+                refused(|r| r.time_offsets.push(TimeOffset::default())),
+                "time_offsets[0].clock:",
+            ),
             (refused(|r| r.hostname = "\0".to_owned()), "hostname:"),
         ] {
             assert!(refusal.starts_with(field), "{refusal:?} does not begin with {field:?}");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use husk_protocol::agent::process_state::Status;
-use husk_protocol::agent::{ContainerStatus, Failure, ProcessState};
+use husk_protocol::agent::{ContainerStatus, Failure, IdMapping, ProcessState, Seccomp};
 use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
@@ -40,6 +40,15 @@ pub(crate) struct Reply {
     pub stream: u32,
 }
 
+/// What all processes of a container have.
+#[derive(Debug, Clone)]
+pub(crate) struct Common {
+    pub seccomp: Option<Seccomp>,
+    pub personality: Option<u32>,
+    /// Empty without a user namespace of its own.
+    pub uid_mappings: Vec<IdMapping>,
+}
+
 /// A container.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -48,6 +57,7 @@ pub(crate) struct Container {
     pub cgroup: Cgroup,
     /// The serial of the disk with its image.
     pub disk: String,
+    pub common: Common,
     /// Its memory.events, where the kernel has it.
     pub memory: Option<Watch>,
     /// Its cgroup.events, once somebody waits for its processes to stop or to end.

@@ -3,6 +3,7 @@
 use ttrpc::Code;
 
 use crate::cgroup::CgroupError;
+use crate::child::ChildError;
 use crate::disk::DiskError;
 
 /// A call's failure, as the host sees it.
@@ -50,6 +51,8 @@ pub(crate) enum Refusal {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error("making the container's root: {0}")]
+    Root(ChildError),
     #[error("the process has been deleted")]
     Deleted,
     #[error("the processes of container {0:?} have not ended in time")]
@@ -99,7 +102,9 @@ impl Refusal {
             | Self::StillAlive(_) => Code::FAILED_PRECONDITION,
             Self::Full { .. } => Code::RESOURCE_EXHAUSTED,
             Self::NoMethod(_) => Code::UNIMPLEMENTED,
-            Self::Unencodable(_) | Self::System { .. } | Self::Cgroup(_) | Self::Disk(_) => Code::INTERNAL,
+            Self::Unencodable(_) | Self::System { .. } | Self::Cgroup(_) | Self::Disk(_) | Self::Root(_) => {
+                Code::INTERNAL
+            }
         }
     }
 }

@@ -3,6 +3,13 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod bpf;
+mod confine;
+mod schedule;
+mod trees;
+
+pub(crate) use confine::{Filter, set_personality};
+pub(crate) use schedule::{set_affinity, set_io_priority, set_scheduler};
+pub(crate) use trees::{detach_copy, place};
 
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -194,15 +201,16 @@ pub(crate) fn has_children() -> bool {
     unsafe { libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags) == 0 }
 }
 
-/// Sets a resource limit by number.
-pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
+/// Sets a process's resource limit by number.
+pub(crate) fn set_limit(pid: Pid, resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
     let limit = libc::rlimit64 {
         rlim_cur: soft,
         rlim_max: hard,
     };
     let old = std::ptr::null_mut::<libc::rlimit64>();
     // SAFETY: the new limit is valid, the old one is not asked for.
-    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, old) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, pid.as_raw(), resource, &raw const limit, old) })
+        .map(drop)
 }
 
 /// The hard limit of a resource.

@@ -24,7 +24,6 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
     let charge = Charge {
         root: global.root(),
         name: args.id.clone(),
-        bundle,
         cache: Cache::open(&cache, DEFAULT_LIMIT)?,
         options: Options {
             cpus: 1,
@@ -32,6 +31,7 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
             disks: 1,
             console: false,
             kernel: None,
+            confinement: bundle.confinement.clone(),
             patience: global.patience(),
         },
         streams: match &args.pid.console_socket {
@@ -39,6 +39,7 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
             None => StreamChoice::Caller,
         },
         pid_file: args.pid.pid_file.clone(),
+        bundle,
         start: false,
         keep: true,
     };

@@ -50,6 +50,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
         console: args.console,
         kernel: args.kernel.clone(),
         patience: global.patience(),
+        confinement: bundle.confinement.clone(),
     };
     if args.detach {
         return detach(Charge {

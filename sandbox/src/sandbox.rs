@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::artefacts::{self, ArtefactError};
 use crate::bundle::Bundle;
 use crate::bundle::users::{self, UserError};
+use crate::confinement::Confinement;
 use crate::guest::{Guest, GuestError, ProcessId, Streams};
 use crate::image::{Cache, ImageError};
 use crate::kernel::{self, KernelError};
@@ -36,6 +37,8 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// How long the guest may take to boot, and to answer a call.
     pub patience: Duration,
+    /// The host's policies that confine the machine, and so all of its containers.
+    pub confinement: Confinement,
 }
 
 /// A sandbox in the hands of its owner. Dropping it ends the machine and removes the run directory.
@@ -49,6 +52,7 @@ pub struct Sandbox {
     kernel: Option<PathBuf>,
     timeline: Arc<Timeline>,
     patience: Duration,
+    confinement: Confinement,
 }
 
 /// Why a sandbox cannot be made, or cannot do what it was asked.
@@ -78,6 +82,10 @@ pub enum SandboxError {
     },
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
+    #[error(
+        "config.json: process.apparmorProfile, process.selinuxLabel and linux.mountLabel must be those of the sandbox"
+    )]
+    Confinement,
     #[error("the preparation has ended without a result")]
     Unprepared,
     #[error(transparent)]
@@ -124,6 +132,7 @@ impl Sandbox {
             memory_mib: options.memory_mib,
             disks: disks.iter().cloned().collect(),
             console: options.console,
+            confinement: options.confinement.clone(),
         };
         let machine = Machine::spawn(&dir, parts)?;
         timeline.reach("husk-vmm started");
@@ -149,6 +158,7 @@ impl Sandbox {
             kernel: options.kernel.clone(),
             timeline,
             patience: options.patience,
+            confinement: options.confinement.clone(),
         })
     }
 
@@ -251,7 +261,11 @@ impl Sandbox {
             mut request,
             dir,
             annotations,
+            confinement,
         } = bundle;
+        if confinement != self.confinement {
+            return Err(SandboxError::Confinement);
+        }
         let guest = self.guest()?;
         request.container = name.into();
         request.root.mut_or_insert_default().disk = disk;

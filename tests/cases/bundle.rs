@@ -38,18 +38,22 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         ("/hooks", json!({"poststop": [{"path": "/bin/true"}]}), "hooks"),
         (
             "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-            "linux.seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
+            "linux.seccomp.listenerPath",
         ),
-        ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
+        ("/linux/sysctl", json!({"vm.swappiness": "1"}), "vm.swappiness"),
         (
             "/linux/uidMappings",
             json!([{"containerID": 0, "hostID": 1000, "size": 1}]),
             "linux.uidMappings",
         ),
-        ("/linux/namespaces/-", json!({"type": "user"}), "user"),
+        ("/linux/namespaces/-", json!({"type": "user"}), "linux.uidMappings"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
-        ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
+        (
+            "/linux/personality",
+            json!({"domain": "LINUX32", "flags": ["X"]}),
+            "linux.personality.flags",
+        ),
         (
             "/linux/resources/blockIO",
             json!({"throttleReadBpsDevice": [{"major": 4095, "minor": 0, "rate": 1}]}),
@@ -79,12 +83,12 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         ("/process/selinuxLabel", json!("label"), "process.selinuxLabel"),
         (
             "/process/scheduler",
-            json!({"policy": "SCHED_BATCH"}),
+            json!({"policy": "SCHED_ISO"}),
             "process.scheduler",
         ),
         (
             "/process/ioPriority",
-            json!({"class": "IOPRIO_CLASS_IDLE"}),
+            json!({"class": "IOPRIO_CLASS_IDLE", "priority": 8}),
             "process.ioPriority",
         ),
         (

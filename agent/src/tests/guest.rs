@@ -116,6 +116,19 @@ impl Guest {
         has
     }
 
+    /// Gives all of the image to this user and group, as an engine does that maps a container's ids.
+    pub(super) fn give_image(&self, id: u32) {
+        fn give(path: &Path, id: u32) {
+            std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
+            if path.symlink_metadata().unwrap().is_dir() {
+                fs::read_dir(path)
+                    .unwrap()
+                    .for_each(|entry| give(&entry.unwrap().path(), id));
+            }
+        }
+        give(&self.directory.path().join("run/images").join(DISK), id);
+    }
+
     /// Waits for the agent to end by itself.
     pub(super) fn join(&mut self) {
         waitpid(self.keeper, None).unwrap();

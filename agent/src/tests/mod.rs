@@ -1,8 +1,11 @@
 //! The agent as a whole, against this machine's kernel.
 
+mod attributes;
 mod control;
+mod filters;
 mod guest;
 mod limits;
 mod processes;
 mod surroundings;
 mod terminals;
+mod users;

@@ -16,13 +16,15 @@ enum Field {
     Text(&'static [&'static str]),
     /// Only zero, which means "not set".
     Zero,
+    /// An object whose members' names are data, with such values.
+    Map(&'static Field),
     /// A list of such values.
     List(&'static Field),
     /// An object with these fields and no others.
     Object(&'static [(&'static str, Field)]),
 }
 
-use Field::{Any, List, Object, Text, Zero};
+use Field::{Any, List, Map, Object, Text, Zero};
 
 const SPEC: Field = Object(&[
     ("ociVersion", Any),
@@ -72,9 +74,25 @@ const PROCESS: Field = Object(&[
     ("rlimits", List(&Object(&[("type", Any), ("hard", Any), ("soft", Any)]))),
     ("noNewPrivileges", Any),
     ("oomScoreAdj", Any),
-    ("apparmorProfile", Text(&[""])),
-    ("selinuxLabel", Text(&[""])),
+    ("apparmorProfile", Any),
+    ("selinuxLabel", Any),
+    (
+        "scheduler",
+        Object(&[
+            ("policy", Any),
+            ("nice", Any),
+            ("priority", Any),
+            ("flags", List(&Any)),
+            ("runtime", Any),
+            ("deadline", Any),
+            ("period", Any),
+        ]),
+    ),
+    ("ioPriority", Object(&[("class", Any), ("priority", Any)])),
+    ("execCPUAffinity", Object(&[("initial", Any), ("final", Any)])),
 ]);
+
+const ID_MAPPINGS: Field = List(&Object(&[("containerID", Any), ("hostID", Any), ("size", Any)]));
 
 const LINUX: Field = Object(&[
     ("namespaces", List(&Object(&[("type", Any), ("path", Text(&[""]))]))),
@@ -93,13 +111,40 @@ const LINUX: Field = Object(&[
     ("cgroupsPath", Any),
     ("maskedPaths", List(&Any)),
     ("readonlyPaths", List(&Any)),
-    ("mountLabel", Text(&[""])),
-    // The guest has no other mount namespace with which a propagation could be shared.
-    (
-        "rootfsPropagation",
-        Text(&["", "private", "rprivate", "slave", "rslave"]),
-    ),
+    ("mountLabel", Any),
+    ("rootfsPropagation", Any),
+    ("uidMappings", ID_MAPPINGS),
+    ("gidMappings", ID_MAPPINGS),
+    ("timeOffsets", Map(&Object(&[("secs", Any), ("nanosecs", Any)]))),
+    ("sysctl", Map(&Any)),
+    // The specification knows no flag yet.
+    ("personality", Object(&[("domain", Any)])),
     ("resources", RESOURCES),
+    ("seccomp", SECCOMP),
+]);
+
+const SECCOMP: Field = Object(&[
+    ("defaultAction", Any),
+    ("defaultErrnoRet", Any),
+    ("architectures", List(&Any)),
+    ("flags", List(&Any)),
+    (
+        "syscalls",
+        List(&Object(&[
+            ("names", List(&Any)),
+            ("action", Any),
+            ("errnoRet", Any),
+            (
+                "args",
+                List(&Object(&[
+                    ("index", Any),
+                    ("value", Any),
+                    ("valueTwo", Any),
+                    ("op", Any),
+                ])),
+            ),
+        ])),
+    ),
 ]);
 
 const RESOURCES: Field = Object(&[
@@ -224,6 +269,18 @@ fn walk(value: &Value, field: Option<&Field>, path: &mut String) -> Result<(), B
             for (name, member) in members {
                 let known = fields.iter().find(|(known, _)| known == name).map(|(_, field)| field);
                 descend(path, &member_suffix(path, name), |path| walk(member, known, path))?;
+            }
+            return Ok(());
+        }
+        (Map(element), Value::Object(members)) => {
+            for (name, member) in members {
+                descend(path, &member_suffix(path, name), |path| match name.contains('\0') {
+                    true => Err(BundleError::Invalid {
+                        path: path.clone(),
+                        fault: "has a zero byte in its name",
+                    }),
+                    false => walk(member, Some(element), path),
+                })?;
             }
             return Ok(());
         }

@@ -11,9 +11,13 @@ mod devices;
 pub mod features;
 mod fields;
 mod mounts;
+mod namespaces;
 mod process;
 pub mod resources;
+mod schedule;
+mod seccomp;
 mod standard;
+mod sysctl;
 #[cfg(test)]
 mod tests;
 mod translate;
@@ -29,11 +33,15 @@ use oci_spec::runtime::{Process, Spec};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::confinement::Confinement;
 pub use standard::Standard;
 use users::UserError;
 
 /// The longest `config.json` that is read, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
+
+const DEADLINE_OVERRUN: &str = "SCHED_FLAG_DL_OVERRUN";
+const DEADLINE_OVERRUN_OF_THE_CRATE: &str = "SCHED_FLAG_D_L_OVERRUN";
 
 /// A container that can be created: its root directory on the host, and what the agent is to be told.
 #[derive(Clone, Debug)]
@@ -46,6 +54,8 @@ pub struct Bundle {
     pub annotations: BTreeMap<String, String>,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
+    /// The host's policies that are to confine the container.
+    pub confinement: Confinement,
 }
 
 /// Why a bundle is not accepted.
@@ -104,9 +114,7 @@ impl Bundle {
     pub fn parse(dir: &Path, text: &[u8]) -> Result<Self, BundleError> {
         let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
         fields::check(&value)?;
-        // From the text and not from the value, so that a type error tells line and column.
-        let spec: Spec = serde_json::from_slice(text).map_err(BundleError::Spec)?;
-        translate::bundle(dir, &spec, &value)
+        translate::bundle(dir, &typed(text, value.clone())?, &value)
     }
 }
 
@@ -130,6 +138,25 @@ pub fn process(text: &[u8]) -> Result<agent::Process, BundleError> {
 /// A name that no capability has.
 pub fn capability_set(names: &[String]) -> Result<u64, BundleError> {
     capabilities::from_names(names).map_err(|name| BundleError::Capability(name.into()))
+}
+
+/// The configuration in its types.
+fn typed(text: &[u8], mut value: Value) -> Result<Spec, BundleError> {
+    // oci-spec 0.10 spells this flag otherwise than the specification does.
+    let flags = value
+        .pointer_mut("/process/scheduler/flags")
+        .and_then(Value::as_array_mut);
+    let mut misspelt = false;
+    for flag in flags.into_iter().flatten().filter(|flag| *flag == DEADLINE_OVERRUN) {
+        *flag = DEADLINE_OVERRUN_OF_THE_CRATE.into();
+        misspelt = true;
+    }
+    match misspelt {
+        true => serde_json::from_value(value),
+        // From the text and not from the value, so that a type error tells line and column.
+        false => serde_json::from_slice(text),
+    }
+    .map_err(BundleError::Spec)
 }
 
 fn read_config(path: &Path) -> Result<Vec<u8>, BundleError> {

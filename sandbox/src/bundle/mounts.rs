@@ -83,6 +83,14 @@ const UNSUPPORTED: &[&str] = &[
     "rnosymfollow",
 ];
 
+/// The flags of a propagation's name.
+pub(super) fn propagation(name: &str) -> Option<u64> {
+    OPTIONS.iter().find_map(|(option, meaning)| match meaning {
+        Propagation(flags) if *option == name => Some(*flags),
+        _ => None,
+    })
+}
+
 /// Translates the mount at `mounts[index]`.
 pub(super) fn translate(index: usize, mount: &Mount) -> Result<agent::Mount, BundleError> {
     let path = |field: &str| format!("mounts[{index}].{field}");

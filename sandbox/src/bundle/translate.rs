@@ -1,13 +1,14 @@
 //! A whole configuration to the agent's [`CreateRequest`].
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use husk_protocol::agent::{self, CreateRequest, namespace};
-use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, Spec};
 use serde_json::Value;
 
-use super::{Bundle, BundleError, devices, mounts, process, resources};
+use super::namespaces::{self, has};
+use super::{Bundle, BundleError, devices, mounts, process, resources, seccomp, sysctl};
+use crate::confinement::Confinement;
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
 const MAX_NAME: usize = 64;
@@ -29,7 +30,7 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
     let root_path = dir.join(root.path());
     let process = spec.process().as_ref().ok_or(BundleError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(BundleError::Missing("linux"))?;
-    let namespaces = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
+    let namespaces = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
     let mut request = CreateRequest {
         process: Some(process::translate(process)?).into(),
         root: Some(agent::Root {
@@ -39,12 +40,19 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
         .into(),
         hostname: name("hostname", spec.hostname().as_deref(), &namespaces)?,
         domainname: name("domainname", spec.domainname().as_deref(), &namespaces)?,
+        sysctls: sysctl::translate(linux.sysctl().iter().flatten(), &namespaces)?,
+        uid_mappings: namespaces::ids("linux.uidMappings", linux.uid_mappings().as_deref(), &namespaces)?,
+        gid_mappings: namespaces::ids("linux.gidMappings", linux.gid_mappings().as_deref(), &namespaces)?,
+        time_offsets: namespaces::clocks(linux.time_offsets().iter().flatten(), &namespaces)?,
+        root_propagation: propagation(linux.rootfs_propagation().as_deref())?,
+        personality: linux.personality().as_ref().map(process::persona),
         namespaces,
         devices: devices::translate(linux.devices().as_deref().unwrap_or_default())?,
         masked_paths: paths("linux.maskedPaths", linux.masked_paths().as_deref())?,
         readonly_paths: paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?,
         resources: Some(resources::create(linux.resources().as_ref(), config, &root_path)?).into(),
         cgroup_path: cgroup_path(linux)?,
+        seccomp: linux.seccomp().as_ref().map(seccomp::translate).transpose()?.into(),
         ..Default::default()
     };
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
@@ -56,6 +64,11 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
         dir: Some(dir.into()),
         annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
         request,
+        confinement: Confinement {
+            apparmor_profile: given(process.apparmor_profile().as_ref()),
+            selinux_label: given(process.selinux_label().as_ref()),
+            mount_label: given(linux.mount_label().as_ref()),
+        },
     })
 }
 
@@ -71,47 +84,20 @@ fn cgroup_path(linux: &Linux) -> Result<String, BundleError> {
     resources::cgroup_path(path)
 }
 
-fn namespaces(list: &[LinuxNamespace]) -> Result<Vec<agent::Namespace>, BundleError> {
-    let mut seen = HashSet::new();
-    let mut translated = Vec::new();
-    for (index, entry) in list.iter().enumerate() {
-        let kind = match entry.typ() {
-            LinuxNamespaceType::Mount => namespace::Kind::MOUNT,
-            LinuxNamespaceType::Pid => namespace::Kind::PID,
-            LinuxNamespaceType::Ipc => namespace::Kind::IPC,
-            LinuxNamespaceType::Uts => namespace::Kind::UTS,
-            LinuxNamespaceType::Network => namespace::Kind::NETWORK,
-            LinuxNamespaceType::Cgroup => namespace::Kind::CGROUP,
-            unsupported @ (LinuxNamespaceType::User | LinuxNamespaceType::Time) => {
-                return Err(BundleError::UnsupportedValue {
-                    path: format!("linux.namespaces[{index}].type"),
-                    value: format!("{:?}", unsupported.to_string()),
-                });
-            }
-        };
-        if !seen.insert(entry.typ().to_string()) {
-            return Err(BundleError::Value {
-                path: format!("linux.namespaces[{index}].type"),
-                value: entry.typ().to_string(),
-                expected: "each type may stand once",
-            });
-        }
-        translated.push(agent::Namespace {
-            kind: kind.into(),
-            ..Default::default()
-        });
-    }
-    if !has(&translated, namespace::Kind::MOUNT) {
-        return Err(BundleError::Invalid {
-            path: "linux.namespaces".into(),
-            fault: "has no mount namespace, without which husk makes no container",
-        });
-    }
-    Ok(translated)
+/// A text that says something.
+fn given(text: Option<&String>) -> Option<String> {
+    text.filter(|text| !text.is_empty()).cloned()
 }
 
-fn has(namespaces: &[agent::Namespace], kind: namespace::Kind) -> bool {
-    namespaces.iter().any(|entry| entry.kind == kind.into())
+fn propagation(name: Option<&str>) -> Result<u64, BundleError> {
+    match name.unwrap_or_default() {
+        "" => Ok(0),
+        name => mounts::propagation(name).ok_or_else(|| BundleError::Value {
+            path: "linux.rootfsPropagation".into(),
+            value: name.into(),
+            expected: "private, slave, shared or unbindable is expected, or one of them with an r before it",
+        }),
+    }
 }
 
 /// A host or domain name, which needs a UTS namespace of the container's own.

@@ -86,6 +86,12 @@ pub struct ContainerProcess {
     pub no_new_privileges: bool,
     /// Adjustment of the OOM killer's score.
     pub oom_score_adj: Option<i32>,
+    /// Policy, nice value, priority and flags of sched_setattr(2), then runtime, deadline and period in nanoseconds.
+    pub scheduler: Option<(u32, i32, u32, u64, [u64; 3])>,
+    /// What ioprio_set(2) takes.
+    pub io_priority: Option<u32>,
+    /// vCPUs on which a further process begins and those on which it executes.
+    pub cpus: [Vec<u32>; 2],
 }
 
 impl From<&agent::Process> for ContainerProcess {
@@ -114,6 +120,12 @@ impl From<&agent::Process> for ContainerProcess {
                 .collect(),
             no_new_privileges: process.no_new_privileges,
             oom_score_adj: process.oom_score_adj,
+            scheduler: process.scheduler.as_ref().map(|of| {
+                let times = [of.runtime, of.deadline, of.period];
+                (of.policy, of.nice, of.priority, of.flags, times)
+            }),
+            io_priority: process.io_priority,
+            cpus: [process.initial_cpus.clone(), process.final_cpus.clone()],
         }
     }
 }
@@ -141,6 +153,18 @@ impl From<&ContainerProcess> for agent::Process {
             hard: *hard,
             ..Default::default()
         });
+        let scheduler = process
+            .scheduler
+            .map(|(policy, nice, priority, flags, times)| agent::Scheduler {
+                policy,
+                nice,
+                priority,
+                flags,
+                runtime: times[0],
+                deadline: times[1],
+                period: times[2],
+                ..Default::default()
+            });
         Self {
             args: process.args.clone(),
             env: process.env.clone(),
@@ -150,6 +174,10 @@ impl From<&ContainerProcess> for agent::Process {
             rlimits: rlimits.collect(),
             no_new_privileges: process.no_new_privileges,
             oom_score_adj: process.oom_score_adj,
+            scheduler: scheduler.into(),
+            io_priority: process.io_priority,
+            initial_cpus: process.cpus[0].clone(),
+            final_cpus: process.cpus[1].clone(),
             ..Default::default()
         }
     }
