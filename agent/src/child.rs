@@ -7,6 +7,7 @@
 mod command;
 mod credentials;
 mod devices;
+mod host_files;
 mod mounts;
 pub(crate) mod packet;
 mod paths;

@@ -5,6 +5,7 @@
 mod badinput;
 mod bundle;
 mod cli;
+mod containerd;
 mod debian;
 mod detached;
 mod exec;
@@ -16,6 +17,7 @@ mod limits;
 mod machines;
 mod namespaces;
 mod nonroot;
+mod podman;
 mod resources;
 mod run;
 mod seccomp;

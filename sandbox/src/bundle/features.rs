@@ -138,7 +138,7 @@ const SECCOMP_FLAGS: &[&str] = &[
 pub fn document() -> Value {
     let capabilities: Vec<_> = capabilities::NAMES.iter().map(|name| format!("CAP_{name}")).collect();
     let tmpfs = |option: &str| json!([{"destination": "/x", "type": "tmpfs", "source": "tmpfs", "options": [option]}]);
-    let bind = |option: &str| json!([{"destination": "/x", "source": "/y", "options": ["bind", option]}]);
+    let bind = |option: &str| json!([{"destination": "/x", "source": "/proc/version", "options": ["bind", option]}]);
     let idmapped = json!([{
         "destination": "/x", "source": "/", "options": ["bind", "idmap"],
         "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}],
@@ -259,7 +259,7 @@ mod tests {
                 "{namespace}"
             );
         }
-        for option in ["ro", "nosuid", "rprivate", "relatime"] {
+        for option in ["ro", "nosuid", "bind", "rprivate", "relatime"] {
             assert!(names("/mountOptions").iter().any(|name| name == option), "{option}");
         }
         assert_eq!(names("/linux/capabilities").len(), capabilities::NAMES.len());

@@ -10,6 +10,7 @@ mod capabilities;
 mod devices;
 pub mod features;
 mod fields;
+mod host_files;
 mod mounts;
 mod namespaces;
 mod process;
@@ -89,6 +90,13 @@ pub enum BundleError {
         path: String,
         value: String,
         expected: &'static str,
+    },
+    #[error("config.json: {field}: {} cannot be read", path.display())]
+    Source {
+        field: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
     },
     #[error("there is no capability {0:?}")]
     Capability(String),

@@ -6,6 +6,7 @@ use husk_protocol::agent::{self, CreateRequest, namespace};
 use oci_spec::runtime::{Linux, Spec};
 use serde_json::Value;
 
+use super::host_files::HostFiles;
 use super::namespaces::{self, has};
 use super::{Bundle, BundleError, devices, mounts, process, resources, seccomp, sysctl};
 use crate::confinement::Confinement;
@@ -55,8 +56,12 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
         seccomp: linux.seccomp().as_ref().map(seccomp::translate).transpose()?.into(),
         ..Default::default()
     };
+    let mut carried = HostFiles::new(dir, &root_path);
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        request.mounts.push(mounts::translate(index, mount)?);
+        request.mounts.push(match carried.mount(index, mount)? {
+            Some(mount) => mount,
+            None => mounts::translate(index, mount)?,
+        });
     }
     let annotations = spec.annotations().iter().flatten();
     Ok(Bundle {
