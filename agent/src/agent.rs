@@ -285,6 +285,7 @@ impl Agent {
         {
             process.waits.retain(|reply| reply.connection != number);
         }
+        self.desert(number);
     }
 
     /// Lets bytes pass from one descriptor to the other; both are non-blocking. `hangs_up` is the process whose

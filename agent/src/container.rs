@@ -163,6 +163,10 @@ pub(crate) struct Process {
     pub stdin: Option<u64>,
     /// Who waits for its end.
     pub waits: Vec<Reply>,
+    /// The connection with which it ends.
+    pub owner: Option<u64>,
+    /// Whether that has ended: nobody asks about the process any more.
+    pub is_deserted: bool,
 }
 
 impl Process {

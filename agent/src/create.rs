@@ -79,6 +79,16 @@ struct Birth<'a> {
     own: CloneFlags,
 }
 
+impl Pending {
+    /// The connection with which the process ends, if it is bound to one.
+    pub(crate) fn owner(&self) -> Option<u64> {
+        match &self.work {
+            Work::Exec(request) if request.bound => Some(self.reply.connection),
+            _ => None,
+        }
+    }
+}
+
 impl Agent {
     pub(crate) fn create(&mut self, reply: Reply, request: CreateRequest) -> Answer {
         check_create(&request)?;
@@ -435,6 +445,8 @@ impl Agent {
             terminal_connection: streams.terminal,
             stdin: streams.stdin,
             waits: Vec::new(),
+            owner: pending.owner(),
+            is_deserted: false,
         })
     }
 }

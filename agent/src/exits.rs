@@ -107,7 +107,31 @@ impl Agent {
         self.advance_pauses();
         if name.is_first() {
             self.kill_rest(&name.container);
+        } else if self.process_mut(name).is_some_and(|process| process.is_deserted) {
+            self.forget(name);
         }
+    }
+
+    /// Ends the processes that are bound to a connection.
+    pub(crate) fn desert(&mut self, connection: u64) {
+        self.pending.retain(|pending| pending.owner() != Some(connection));
+        let mut exited = Vec::new();
+        for (id, container) in &mut self.containers {
+            for (exec, process) in &mut container.processes {
+                if process.owner != Some(connection) {
+                    continue;
+                }
+                process.is_deserted = true;
+                if process.exit().is_some() {
+                    exited.push(Name::new(id, exec));
+                } else if let Err(error) = sys::kill(process.pid, libc::SIGKILL) {
+                    crate::boot::complain(&format!(
+                        "process {exec:?} of container {id:?} cannot be ended: {error}"
+                    ));
+                }
+            }
+        }
+        exited.iter().for_each(|name| self.forget(name));
     }
 
     fn answer_waits(&mut self, name: &Name, exit: Exit) {

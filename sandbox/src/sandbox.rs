@@ -19,7 +19,7 @@ use crate::guest::{Guest, GuestError, ProcessId, Streams};
 use crate::image::{Cache, ImageError};
 use crate::kernel::{self, KernelError};
 use crate::machine::{Link, LinkError, Machine, MachineError, Parts};
-use crate::rundir::{Container, ContainerProcess, RunDir, RunDirError, State};
+use crate::rundir::{Container, ContainerProcess, Exit, RunDir, RunDirError, State};
 use crate::timeline::Timeline;
 
 /// What a sandbox is to be.
@@ -145,6 +145,8 @@ impl Sandbox {
             memory_mib: options.memory_mib,
             console: options.console,
             containers: Vec::new(),
+            kept: false,
+            exit: None,
         };
         dir.write_state(&state)?;
         Ok(Self {
@@ -257,6 +259,8 @@ impl Sandbox {
         let Bundle {
             root,
             mut request,
+            dir,
+            annotations,
             confinement,
         } = bundle;
         if confinement != self.confinement {
@@ -276,6 +280,8 @@ impl Sandbox {
         state.containers.push(Container {
             name: name.into(),
             root,
+            bundle: dir,
+            annotations,
             process: ContainerProcess::from(&*request.process),
         });
         self.dir.write_state(&state)?;
@@ -322,6 +328,32 @@ impl Sandbox {
         }
     }
 
+    /// Keeps the run directory from now on when the sandbox ends: whoever wants to know more of it removes it.
+    ///
+    /// # Errors
+    /// The state cannot be written.
+    pub fn keep(&self) -> Result<(), SandboxError> {
+        let mut state = lock(&self.state);
+        state.kept = true;
+        Ok(self.dir.write_state(&state)?)
+    }
+
+    /// Ends the machine without waiting for it. The run directory is removed, or says how the container has ended if it
+    /// is kept.
+    ///
+    /// # Errors
+    /// The run directory cannot be removed or written to.
+    pub fn end(&self, exit: Exit) -> Result<(), SandboxError> {
+        let mut state = lock(&self.state);
+        if !state.kept {
+            return self.remove();
+        }
+        state.exit = Some(exit);
+        self.dir.write_state(&state)?;
+        self.machine.hang_up();
+        Ok(())
+    }
+
     /// Ends the machine without waiting for it and removes the run directory: the name is free at once.
     ///
     /// # Errors
@@ -334,6 +366,11 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        self.machine.hang_up();
+        // A directory that is kept stays; any other goes with its owner.
+        if lock(&self.state).kept {
+            return;
+        }
         if let Err(error) = self.remove() {
             tracing::warn!(%error, "the sandbox is not removed");
         }

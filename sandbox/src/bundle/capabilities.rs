@@ -4,7 +4,7 @@ use husk_protocol::agent;
 use oci_spec::runtime::{Capabilities, LinuxCapabilities};
 
 /// The names in the order of their numbers.
-const NAMES: [&str; 41] = [
+pub(super) const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",
@@ -63,6 +63,15 @@ fn set(names: Option<&Capabilities>) -> u64 {
         .fold(0, |set, bit| set | bit)
 }
 
+/// A set from names with or without `CAP_`; the first name that is unknown if there is one.
+pub(super) fn from_names(names: &[String]) -> Result<u64, &str> {
+    names.iter().try_fold(0, |set, name| {
+        let upper = name.to_ascii_uppercase();
+        let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
+        bit(plain).map(|bit| set | bit).ok_or(name.as_str())
+    })
+}
+
 /// Translates the five sets.
 pub(super) fn translate(sets: &LinuxCapabilities) -> agent::Capabilities {
     agent::Capabilities {
@@ -95,5 +104,8 @@ mod tests {
         assert_eq!(bit("AUDIT_READ"), Some(1 << 37));
         assert_eq!(bit("MKNOD"), Some(1 << 27));
         assert_eq!(bit("NONSENSE"), None);
+        let names = ["CAP_KILL", "mknod"].map(str::to_owned);
+        assert_eq!(from_names(&names), Ok(1 << 5 | 1 << 27));
+        assert_eq!(from_names(&["CAP_NONSENSE".to_owned()]), Err("CAP_NONSENSE"));
     }
 }

@@ -8,6 +8,7 @@
 
 mod capabilities;
 mod devices;
+pub mod features;
 mod fields;
 mod mounts;
 mod namespaces;
@@ -22,13 +23,14 @@ mod tests;
 mod translate;
 pub mod users;
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use husk_protocol::agent::CreateRequest;
-use oci_spec::runtime::Spec;
-use serde_json::Value;
+use husk_protocol::agent::{self, CreateRequest};
+use oci_spec::runtime::{Process, Spec};
+use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::confinement::Confinement;
@@ -46,6 +48,10 @@ const DEADLINE_OVERRUN_OF_THE_CRATE: &str = "SCHED_FLAG_D_L_OVERRUN";
 pub struct Bundle {
     /// The root file system's directory on the host.
     pub root: PathBuf,
+    /// The directory of the `config.json`, if there is one.
+    pub dir: Option<PathBuf>,
+    /// The annotations of the `config.json`.
+    pub annotations: BTreeMap<String, String>,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
     /// The host's policies that are to confine the container.
@@ -91,6 +97,8 @@ pub enum BundleError {
         value: String,
         expected: &'static str,
     },
+    #[error("there is no capability {0:?}")]
+    Capability(String),
     #[error(transparent)]
     User(#[from] UserError),
 }
@@ -116,6 +124,28 @@ impl Bundle {
         let spec = typed(text, value.clone())?;
         translate::bundle(dir, &spec, &value)
     }
+}
+
+/// The version of the runtime specification whose `config.json` is read and whose documents are written.
+pub const SPEC_VERSION: &str = "1.3.0";
+
+/// Translates the text of a `process` object alone, as it is given for a further process of a container.
+///
+/// # Errors
+/// As [`Bundle::load`]; the paths begin with `process`.
+pub fn process(text: &[u8]) -> Result<agent::Process, BundleError> {
+    let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
+    fields::check(&json!({"process": value}))?;
+    let process: Process = serde_json::from_slice(text).map_err(BundleError::Spec)?;
+    process::translate(&process)
+}
+
+/// The set of the capabilities that are named, with or without `CAP_`; bit n is number n (capability.h).
+///
+/// # Errors
+/// A name that no capability has.
+pub fn capability_set(names: &[String]) -> Result<u64, BundleError> {
+    capabilities::from_names(names).map_err(|name| BundleError::Capability(name.into()))
 }
 
 /// The configuration in its types.

@@ -64,8 +64,11 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         request.mounts.push(mounts::translate(index, mount, places)?);
     }
+    let annotations = spec.annotations().iter().flatten();
     Ok(Bundle {
         root: root_path,
+        dir: Some(dir.into()),
+        annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
         request,
         confinement: Confinement {
             apparmor_profile: given(process.apparmor_profile().as_ref()),
