@@ -14,11 +14,12 @@ use thiserror::Error;
 use crate::artefacts::{self, ArtefactError};
 use crate::bundle::Bundle;
 use crate::bundle::users::{self, UserError};
+use crate::confinement::Confinement;
 use crate::guest::{Guest, GuestError, ProcessId, Streams};
 use crate::image::{Cache, ImageError};
 use crate::kernel::{self, KernelError};
 use crate::machine::{Link, LinkError, Machine, MachineError, Parts};
-use crate::rundir::{Container, ContainerProcess, RunDir, RunDirError, State};
+use crate::rundir::{Container, ContainerProcess, Exit, RunDir, RunDirError, State};
 use crate::timeline::Timeline;
 
 /// What a sandbox is to be.
@@ -36,6 +37,8 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// How long the guest may take to boot, and to answer a call.
     pub patience: Duration,
+    /// The host's policies that confine the machine, and so all of its containers.
+    pub confinement: Confinement,
 }
 
 /// A sandbox in the hands of its owner. Dropping it ends the machine and removes the run directory.
@@ -49,6 +52,7 @@ pub struct Sandbox {
     kernel: Option<PathBuf>,
     timeline: Arc<Timeline>,
     patience: Duration,
+    confinement: Confinement,
 }
 
 /// Why a sandbox cannot be made, or cannot do what it was asked.
@@ -78,6 +82,10 @@ pub enum SandboxError {
     },
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
+    #[error(
+        "config.json: process.apparmorProfile, process.selinuxLabel and linux.mountLabel must be those of the sandbox"
+    )]
+    Confinement,
     #[error("the preparation has ended without a result")]
     Unprepared,
     #[error(transparent)]
@@ -124,6 +132,7 @@ impl Sandbox {
             memory_mib: options.memory_mib,
             disks: disks.iter().cloned().collect(),
             console: options.console,
+            confinement: options.confinement.clone(),
         };
         let machine = Machine::spawn(&dir, parts)?;
         timeline.reach("husk-vmm started");
@@ -136,6 +145,8 @@ impl Sandbox {
             memory_mib: options.memory_mib,
             console: options.console,
             containers: Vec::new(),
+            kept: false,
+            exit: None,
         };
         dir.write_state(&state)?;
         Ok(Self {
@@ -147,6 +158,7 @@ impl Sandbox {
             kernel: options.kernel.clone(),
             timeline,
             patience: options.patience,
+            confinement: options.confinement.clone(),
         })
     }
 
@@ -244,7 +256,16 @@ impl Sandbox {
     /// # Errors
     /// What is wrong with the container; the machine has ended.
     pub fn create(&self, name: &str, bundle: Bundle, disk: String, stdin: bool) -> Result<Streams, SandboxError> {
-        let Bundle { root, mut request } = bundle;
+        let Bundle {
+            root,
+            mut request,
+            dir,
+            annotations,
+            confinement,
+        } = bundle;
+        if confinement != self.confinement {
+            return Err(SandboxError::Confinement);
+        }
         let guest = self.guest()?;
         request.container = name.into();
         request.root.mut_or_insert_default().disk = disk;
@@ -259,6 +280,8 @@ impl Sandbox {
         state.containers.push(Container {
             name: name.into(),
             root,
+            bundle: dir,
+            annotations,
             process: ContainerProcess::from(&*request.process),
         });
         self.dir.write_state(&state)?;
@@ -305,6 +328,32 @@ impl Sandbox {
         }
     }
 
+    /// Keeps the run directory from now on when the sandbox ends: whoever wants to know more of it removes it.
+    ///
+    /// # Errors
+    /// The state cannot be written.
+    pub fn keep(&self) -> Result<(), SandboxError> {
+        let mut state = lock(&self.state);
+        state.kept = true;
+        Ok(self.dir.write_state(&state)?)
+    }
+
+    /// Ends the machine without waiting for it. The run directory is removed, or says how the container has ended if it
+    /// is kept.
+    ///
+    /// # Errors
+    /// The run directory cannot be removed or written to.
+    pub fn end(&self, exit: Exit) -> Result<(), SandboxError> {
+        let mut state = lock(&self.state);
+        if !state.kept {
+            return self.remove();
+        }
+        state.exit = Some(exit);
+        self.dir.write_state(&state)?;
+        self.machine.hang_up();
+        Ok(())
+    }
+
     /// Ends the machine without waiting for it and removes the run directory: the name is free at once.
     ///
     /// # Errors
@@ -317,6 +366,11 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        self.machine.hang_up();
+        // A directory that is kept stays; any other goes with its owner.
+        if lock(&self.state).kept {
+            return;
+        }
         if let Err(error) = self.remove() {
             tracing::warn!(%error, "the sandbox is not removed");
         }

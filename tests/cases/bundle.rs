@@ -34,50 +34,61 @@ fn options_of_run_come_before_what_the_bundle_says() {
 
 /// Fields that nothing honours yet: the place in config.json, a value, and the name that the error must give.
 fn refused() -> Vec<(&'static str, Value, &'static str)> {
-    let rule = json!([{"allow": true, "type": "c", "major": 10, "minor": 232, "access": "rwm"}]);
     vec![
         ("/hooks", json!({"poststop": [{"path": "/bin/true"}]}), "hooks"),
         (
             "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-            "linux.seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
+            "linux.seccomp.listenerPath",
         ),
-        ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
+        ("/linux/sysctl", json!({"vm.swappiness": "1"}), "vm.swappiness"),
         (
             "/linux/uidMappings",
             json!([{"containerID": 0, "hostID": 1000, "size": 1}]),
             "linux.uidMappings",
         ),
-        ("/linux/namespaces/-", json!({"type": "user"}), "user"),
-        ("/linux/cgroupsPath", json!("/somewhere"), "linux.cgroupsPath"),
+        ("/linux/namespaces/-", json!({"type": "user"}), "linux.uidMappings"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
-        ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
-        ("/linux/resources/devices", rule, "linux.resources.devices"),
+        (
+            "/linux/personality",
+            json!({"domain": "LINUX32", "flags": ["X"]}),
+            "linux.personality.flags",
+        ),
         (
             "/linux/resources/blockIO",
-            json!({"weight": 10}),
-            "linux.resources.blockIO",
+            json!({"throttleReadBpsDevice": [{"major": 4095, "minor": 0, "rate": 1}]}),
+            "linux.resources.blockIO.throttleReadBpsDevice[0]",
         ),
         (
-            "/linux/resources/hugepageLimits",
-            json!([{"pageSize": "2MB", "limit": 1}]),
-            "linux.resources.hugepageLimits",
+            "/linux/resources/blockIO",
+            json!({"leafWeight": 10}),
+            "linux.resources.blockIO.leafWeight",
         ),
         (
-            "/linux/resources/unified",
-            json!({"cpu.idle": "1"}),
-            "linux.resources.unified",
+            "/linux/resources/rdma",
+            json!({"mlx5_1": {"hcaHandles": 3}}),
+            "linux.resources.rdma",
+        ),
+        (
+            "/linux/resources/cpu",
+            json!({"realtimeRuntime": 1000}),
+            "linux.resources.cpu.realtimeRuntime",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]),
+            "/dev/kvm",
         ),
         ("/process/apparmorProfile", json!("profile"), "process.apparmorProfile"),
         ("/process/selinuxLabel", json!("label"), "process.selinuxLabel"),
         (
             "/process/scheduler",
-            json!({"policy": "SCHED_BATCH"}),
+            json!({"policy": "SCHED_ISO"}),
             "process.scheduler",
         ),
         (
             "/process/ioPriority",
-            json!({"class": "IOPRIO_CLASS_IDLE"}),
+            json!({"class": "IOPRIO_CLASS_IDLE", "priority": 8}),
             "process.ioPriority",
         ),
         (
@@ -134,6 +145,13 @@ fn senseless() -> Vec<(&'static str, Value, &'static str)> {
         ("/hostname", json!("x".repeat(65)), "hostname"),
         ("/linux/namespaces/-", json!({"type": "pid"}), "namespaces"),
         ("/linux/resources/memory", json!({"limit": -5}), "memory"),
+        ("/linux/resources/cpu", json!({"quota": -5}), "cpu.quota"),
+        (
+            "/linux/resources/unified",
+            json!({"../memory.max": "1"}),
+            "linux.resources.unified",
+        ),
+        ("/linux/cgroupsPath", json!("/../x"), "linux.cgroupsPath"),
         ("/linux/resources/pids", json!({"limit": "many"}), "many"),
     ]
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use husk_protocol::agent::{Process, Rlimit};
+use husk_protocol::agent::Process;
 use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -12,26 +12,6 @@ use crate::sys;
 
 /// Capabilities are bits of a 64-bit word; a kernel has fewer.
 const MAX_CAPABILITIES: u8 = 64;
-
-/// RLIMIT_NOFILE of asm-generic/resource.h; libc has it in a different type for each C library.
-const FILES: u32 = 7;
-
-/// The agent may have many open files. A process gets what programs expect (some close every number up to the limit
-/// one by one), and may ask for more.
-const DEFAULT_FILES: u64 = 1024;
-
-/// Applies resource limits.
-pub(super) fn set_limits(limits: &[Rlimit]) -> Result<(), ChildError> {
-    let hard = sys::hard_limit(FILES).map_err(|source| ChildError::Limit(FILES, source))?;
-    set_limit(FILES, DEFAULT_FILES.min(hard), hard)?;
-    limits
-        .iter()
-        .try_for_each(|limit| set_limit(limit.resource, limit.soft, limit.hard))
-}
-
-fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<(), ChildError> {
-    sys::set_limit(resource, soft, hard).map_err(|source| ChildError::Limit(resource, source))
-}
 
 /// Becomes the user, with its groups and capabilities.
 pub(super) fn assume(process: &Process) -> Result<(), ChildError> {
@@ -57,6 +37,15 @@ pub(super) fn assume(process: &Process) -> Result<(), ChildError> {
         sys::raise_ambient(capability).map_err(|source| ChildError::Capability(capability, source))?;
     }
     Ok(())
+}
+
+/// Becomes root of the user namespace in which the process is: until then it is nobody there, whose files nobody could
+/// own. It has all capabilities in the namespace, and keeps them.
+pub(super) fn become_root() -> Result<(), ChildError> {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[]).map_err(step("setting no additional groups"))?;
+    setresgid(gid, gid, gid).map_err(step("becoming the namespace's root group"))?;
+    setresuid(uid, uid, uid).map_err(step("becoming the namespace's root"))
 }
 
 /// Drops what is not to be had, ever; gives all capabilities that the kernel knows.

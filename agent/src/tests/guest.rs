@@ -85,6 +85,12 @@ impl Guest {
         })
     }
 
+    /// A further connection to the service.
+    pub(super) fn another_client(&self) -> AgentClient {
+        let address = format!("unix://{}", self.directory.path().join("calls").display());
+        AgentClient::new(ttrpc::Client::connect(&address).unwrap())
+    }
+
     /// A stdio connection and its token.
     pub(super) fn stream(&self) -> (UnixStream, Vec<u8>) {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
@@ -108,6 +114,19 @@ impl Guest {
             eprintln!("skipped: the cgroup controllers of this machine are bound to version 1");
         }
         has
+    }
+
+    /// Gives all of the image to this user and group, as an engine does that maps a container's ids.
+    pub(super) fn give_image(&self, id: u32) {
+        fn give(path: &Path, id: u32) {
+            std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
+            if path.symlink_metadata().unwrap().is_dir() {
+                fs::read_dir(path)
+                    .unwrap()
+                    .for_each(|entry| give(&entry.unwrap().path(), id));
+            }
+        }
+        give(&self.directory.path().join("run/images").join(DISK), id);
     }
 
     /// Waits for the agent to end by itself.
@@ -134,6 +153,11 @@ impl Guest {
             ..WaitRequest::default()
         };
         self.client.wait(context(), &request).unwrap()
+    }
+
+    /// The directory that is every container's image.
+    pub(super) fn image(&self) -> PathBuf {
+        self.directory.path().join("run/images").join(DISK)
     }
 
     /// The cgroups that containers have.

@@ -1,7 +1,12 @@
 //! The agent as a whole, against this machine's kernel.
 
+mod attributes;
+mod control;
+mod filters;
 mod guest;
 mod limits;
+mod mounts;
 mod processes;
 mod surroundings;
 mod terminals;
+mod users;

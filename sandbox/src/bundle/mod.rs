@@ -7,38 +7,55 @@
 //! defaults that container tools agree on.
 
 mod capabilities;
-mod cgroup;
+mod devices;
+pub mod features;
 mod fields;
 mod mounts;
+mod namespaces;
 mod process;
+pub mod resources;
+mod schedule;
+mod seccomp;
 mod standard;
+mod sysctl;
 #[cfg(test)]
 mod tests;
 mod translate;
 pub mod users;
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use husk_protocol::agent::CreateRequest;
-use oci_spec::runtime::Spec;
-use serde_json::Value;
+use husk_protocol::agent::{self, CreateRequest};
+use oci_spec::runtime::{Process, Spec};
+use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::confinement::Confinement;
 pub use standard::Standard;
 use users::UserError;
 
 /// The longest `config.json` that is read, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
 
+const DEADLINE_OVERRUN: &str = "SCHED_FLAG_DL_OVERRUN";
+const DEADLINE_OVERRUN_OF_THE_CRATE: &str = "SCHED_FLAG_D_L_OVERRUN";
+
 /// A container that can be created: its root directory on the host, and what the agent is to be told.
 #[derive(Clone, Debug)]
 pub struct Bundle {
     /// The root file system's directory on the host.
     pub root: PathBuf,
+    /// The directory of the `config.json`, if there is one.
+    pub dir: Option<PathBuf>,
+    /// The annotations of the `config.json`.
+    pub annotations: BTreeMap<String, String>,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
+    /// The host's policies that are to confine the container.
+    pub confinement: Confinement,
 }
 
 /// Why a bundle is not accepted.
@@ -65,6 +82,13 @@ pub enum BundleError {
     UnsupportedValue { path: String, value: String },
     #[error("config.json: {path} {fault}")]
     Invalid { path: String, fault: &'static str },
+    #[error("config.json: {path} names {}, which cannot be read", file.display())]
+    Source {
+        path: String,
+        file: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("config.json: {0} is missing")]
     Missing(&'static str),
     #[error("config.json: {path} is {value:?}; {expected}")]
@@ -73,6 +97,8 @@ pub enum BundleError {
         value: String,
         expected: &'static str,
     },
+    #[error("there is no capability {0:?}")]
+    Capability(String),
     #[error(transparent)]
     User(#[from] UserError),
 }
@@ -95,10 +121,50 @@ impl Bundle {
     pub fn parse(dir: &Path, text: &[u8]) -> Result<Self, BundleError> {
         let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
         fields::check(&value)?;
-        // From the text and not from the value, so that a type error tells line and column.
-        let spec: Spec = serde_json::from_slice(text).map_err(BundleError::Spec)?;
-        translate::bundle(dir, &spec)
+        let spec = typed(text, value.clone())?;
+        translate::bundle(dir, &spec, &value)
     }
+}
+
+/// The version of the runtime specification whose `config.json` is read and whose documents are written.
+pub const SPEC_VERSION: &str = "1.3.0";
+
+/// Translates the text of a `process` object alone, as it is given for a further process of a container.
+///
+/// # Errors
+/// As [`Bundle::load`]; the paths begin with `process`.
+pub fn process(text: &[u8]) -> Result<agent::Process, BundleError> {
+    let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
+    fields::check(&json!({"process": value}))?;
+    let process: Process = serde_json::from_slice(text).map_err(BundleError::Spec)?;
+    process::translate(&process)
+}
+
+/// The set of the capabilities that are named, with or without `CAP_`; bit n is number n (capability.h).
+///
+/// # Errors
+/// A name that no capability has.
+pub fn capability_set(names: &[String]) -> Result<u64, BundleError> {
+    capabilities::from_names(names).map_err(|name| BundleError::Capability(name.into()))
+}
+
+/// The configuration in its types.
+fn typed(text: &[u8], mut value: Value) -> Result<Spec, BundleError> {
+    // oci-spec 0.10 spells this flag otherwise than the specification does.
+    let flags = value
+        .pointer_mut("/process/scheduler/flags")
+        .and_then(Value::as_array_mut);
+    let mut misspelt = false;
+    for flag in flags.into_iter().flatten().filter(|flag| *flag == DEADLINE_OVERRUN) {
+        *flag = DEADLINE_OVERRUN_OF_THE_CRATE.into();
+        misspelt = true;
+    }
+    match misspelt {
+        true => serde_json::from_value(value),
+        // From the text and not from the value, so that a type error tells line and column.
+        false => serde_json::from_slice(text),
+    }
+    .map_err(BundleError::Spec)
 }
 
 fn read_config(path: &Path) -> Result<Vec<u8>, BundleError> {

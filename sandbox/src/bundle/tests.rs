@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// What `runc spec` writes, without the device rules, which husk does not honour yet.
+/// What `runc spec` writes, and a little more.
 fn minimal() -> Value {
     json!({
         "ociVersion": "1.2.0",
@@ -51,7 +51,7 @@ fn refusal(pointer: &str, value: Value) -> String {
 
 #[test]
 fn a_whole_configuration_is_translated() {
-    let Bundle { root, request } = parse(&minimal()).unwrap();
+    let Bundle { root, request, .. } = parse(&minimal()).unwrap();
     assert_eq!(root, Path::new("/bundle/rootfs"));
     let process = &request.process;
     assert_eq!(process.args, ["sh", "-c", "true"]);
@@ -83,8 +83,87 @@ fn a_whole_configuration_is_translated() {
         ("/dev/null", libc::S_IFCHR | 0o600, 1, 2)
     );
     assert_eq!(request.devices.len(), 6);
-    let files: Vec<_> = request.cgroup.iter().map(|entry| entry.file.as_str()).collect();
-    assert_eq!(files, ["memory.max", "pids.max"]);
+    let files: Vec<_> = request
+        .resources
+        .settings
+        .iter()
+        .map(|entry| entry.file.as_str())
+        .collect();
+    assert_eq!(files, ["pids.max", "memory.max"]);
+}
+
+#[test]
+fn what_a_container_has_of_its_own_is_translated() {
+    let mut spec = minimal();
+    for (pointer, value) in [
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_DEADLINE", "flags": ["SCHED_FLAG_DL_OVERRUN"]}),
+        ),
+        (
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_IDLE", "priority": 7}),
+        ),
+        ("/process/execCPUAffinity", json!({"initial": "0", "final": "0-1"})),
+        ("/process/apparmorProfile", json!("docker-default")),
+        ("/process/selinuxLabel", json!("")),
+        ("/linux/mountLabel", json!("label")),
+        ("/linux/personality", json!({"domain": "LINUX32"})),
+        ("/linux/rootfsPropagation", json!("rshared")),
+        ("/linux/sysctl", json!({"kernel.domainname": "place"})),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {"secs": -5, "nanosecs": 7}, "boottime": {"secs": 1}}),
+        ),
+        (
+            "/linux/uidMappings",
+            json!([{"containerID": 0, "hostID": 1000, "size": 10}]),
+        ),
+        (
+            "/linux/gidMappings",
+            json!([{"containerID": 0, "hostID": 2000, "size": 10}]),
+        ),
+    ] {
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        spec.pointer_mut(parent).unwrap()[name] = value;
+    }
+    for kind in ["user", "time"] {
+        spec["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"type": kind}));
+    }
+    let Bundle {
+        request, confinement, ..
+    } = parse(&spec).unwrap();
+    let process = &request.process;
+    assert_eq!((process.scheduler.policy, process.scheduler.flags), (6, 4));
+    assert_eq!(process.io_priority, Some(3 << 13 | 7));
+    assert_eq!(
+        (process.initial_cpus.as_slice(), process.final_cpus.as_slice()),
+        (&[0][..], &[0, 1][..])
+    );
+    assert_eq!(request.personality, Some(8));
+    assert_eq!(request.root_propagation, libc::MS_SHARED | libc::MS_REC);
+    assert_eq!(
+        (request.sysctls[0].path.as_str(), request.sysctls[0].value.as_str()),
+        ("kernel/domainname", "place")
+    );
+    let offsets: Vec<_> = request
+        .time_offsets
+        .iter()
+        .map(|offset| (offset.clock.as_str(), offset.seconds, offset.nanoseconds))
+        .collect();
+    assert_eq!(offsets, [("boottime", 1, 0), ("monotonic", -5, 7)]);
+    assert_eq!(
+        (request.uid_mappings[0].outside, request.gid_mappings[0].outside),
+        (1000, 2000)
+    );
+    assert_eq!(confinement.apparmor_profile.as_deref(), Some("docker-default"));
+    assert_eq!(
+        (confinement.selinux_label, confinement.mount_label.as_deref()),
+        (None, Some("label"))
+    );
 }
 
 #[test]
@@ -93,30 +172,18 @@ fn fields_that_are_not_honoured_are_named() {
         ("/hooks", json!({"prestart": [{"path": "/x"}]}), "hooks"),
         (
             "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-            "linux.seccomp",
-        ),
-        ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
-        ("/linux/cgroupsPath", json!("/x"), "linux.cgroupsPath"),
-        (
-            "/linux/uidMappings",
-            json!([{"containerID": 0, "hostID": 1, "size": 2}]),
-            "linux.uidMappings",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
+            "linux.seccomp.listenerPath",
         ),
         (
-            "/linux/resources/cpu",
-            json!({"cpus": "0-1"}),
-            "linux.resources.cpu.cpus",
+            "/linux/personality",
+            json!({"domain": "LINUX", "flags": ["X"]}),
+            "linux.personality.flags",
         ),
         (
-            "/linux/resources/memory/swappiness",
-            json!(10),
-            "linux.resources.memory.swappiness",
-        ),
-        (
-            "/linux/resources/memory/disableOOMKiller",
-            json!(true),
-            "linux.resources.memory.disableOOMKiller",
+            "/process/scheduler",
+            json!({"policy": "SCHED_ISO"}),
+            "process.scheduler.policy",
         ),
         (
             "/linux/namespaces/-",
@@ -124,31 +191,14 @@ fn fields_that_are_not_honoured_are_named() {
             "linux.namespaces[3].path",
         ),
         (
-            "/linux/namespaces/-",
-            json!({"type": "user"}),
-            "linux.namespaces[3].type",
-        ),
-        (
             "/linux/devices/-",
             json!({"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}),
             "linux.devices[1]",
         ),
-        ("/linux/rootfsPropagation", json!("shared"), "linux.rootfsPropagation"),
         (
             "/mounts/-",
-            json!({"destination": "/d", "type": "bind", "source": "/d"}),
-            "mounts[1].type",
-        ),
-        (
-            "/mounts/-",
-            json!({"destination": "/d", "type": "tmpfs", "uidMappings": [{}]}),
-            "mounts[1].uidMappings",
-        ),
-        ("/process/apparmorProfile", json!("strict"), "process.apparmorProfile"),
-        (
-            "/process/scheduler",
-            json!({"policy": "SCHED_FIFO"}),
-            "process.scheduler",
+            json!({"destination": "/d", "type": "bind", "source": "/"}),
+            "mounts[1].source",
         ),
         ("/process/surprise", json!(1), "process.surprise"),
         ("/a strange name", json!(false), "[\"a strange name\"]"),
@@ -158,28 +208,6 @@ fn fields_that_are_not_honoured_are_named() {
             message.contains(path) && message.contains("support"),
             "{pointer}: {message}"
         );
-    }
-}
-
-#[test]
-fn the_rule_against_all_devices_holds_without_mknod() {
-    let with = |rule: Value, capability: &str| {
-        let mut spec = minimal();
-        spec["linux"]["resources"]["devices"] = json!([rule]);
-        spec["process"]["capabilities"]["bounding"] = json!([capability]);
-        parse(&spec)
-    };
-    with(json!({"allow": false, "access": "rwm"}), "CAP_KILL").unwrap();
-    for (rule, capability) in [
-        (json!({"allow": false, "access": "rwm"}), "CAP_MKNOD"),
-        (json!({"allow": false, "access": "r"}), "CAP_KILL"),
-        (json!({"allow": false}), "CAP_KILL"),
-        (json!({"allow": true, "access": "rwm"}), "CAP_KILL"),
-        (json!({"allow": false, "type": "c", "access": "rwm"}), "CAP_KILL"),
-        (json!({"allow": false, "access": "rwm", "major": 1}), "CAP_KILL"),
-    ] {
-        let message = with(rule, capability).unwrap_err().to_string();
-        assert!(message.contains("linux.resources.devices[0]"), "{message}");
     }
 }
 
@@ -213,6 +241,40 @@ fn values_out_of_range_are_named() {
             "linux.namespaces[3].type",
         ),
         ("/linux/maskedPaths", json!(["proc"]), "linux.maskedPaths[0]"),
+        ("/linux/cgroupsPath", json!("/../x"), "linux.cgroupsPath"),
+        (
+            "/linux/resources/cpu",
+            json!({"quota": -7}),
+            "linux.resources.cpu.quota",
+        ),
+        ("/linux/rootfsPropagation", json!("ro"), "linux.rootfsPropagation"),
+        (
+            "/linux/uidMappings",
+            json!([{"containerID": 0, "hostID": 1, "size": 2}]),
+            "linux.uidMappings",
+        ),
+        ("/linux/namespaces/-", json!({"type": "user"}), "linux.uidMappings"),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {"secs": 1}}),
+            "linux.timeOffsets.monotonic",
+        ),
+        ("/linux/sysctl", json!({"vm.swappiness": "1"}), "vm.swappiness"),
+        (
+            "/linux/sysctl",
+            json!({"net.core.somaxconn": "1"}),
+            "net.core.somaxconn",
+        ),
+        (
+            "/process/ioPriority",
+            json!({"priority": 8}),
+            "process.ioPriority.priority",
+        ),
+        (
+            "/process/execCPUAffinity",
+            json!({"final": "5-1"}),
+            "process.execCPUAffinity.final",
+        ),
         ("/root", json!(null), "root"),
         ("/process", json!(null), "process"),
     ] {
@@ -251,7 +313,7 @@ fn the_standard_container_passes_its_own_check() {
         terminal: true,
         hostname: "box".into(),
     };
-    let Bundle { root, request } = Bundle::standard(Path::new("/some/root"), &choice).unwrap();
+    let Bundle { root, request, .. } = Bundle::standard(Path::new("/some/root"), &choice).unwrap();
     assert_eq!(root, Path::new("/some/root"));
     assert_eq!(request.namespaces.len(), 6);
     assert_eq!(request.process.capabilities.effective.count_ones(), 14);
