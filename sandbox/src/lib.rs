@@ -9,7 +9,8 @@
 //! 4. [`image`] makes or finds the root file system's image, which is then put into one of the machine's disk slots;
 //!    [`confinement`] under which the program runs comes from the bundle;
 //! 5. [`guest`]: the agent is told to create containers and processes, and says when they end;
-//! 6. [`timeline`] knows when each of these points was reached.
+//! 6. [`hooks`] run at the points of that life where the bundle wants them;
+//! 7. [`timeline`] knows when each of these points was reached.
 //!
 //! The crate knows neither KVM nor containerd; OCI JSON is known in [`bundle`] alone.
 
@@ -19,6 +20,7 @@ pub mod artefacts;
 pub mod bundle;
 pub mod confinement;
 pub mod guest;
+pub mod hooks;
 pub mod image;
 pub mod keeper;
 pub mod kernel;

@@ -36,7 +36,6 @@ fn options_of_run_come_before_what_the_bundle_says() {
 fn refused() -> Vec<(&'static str, Value, &'static str)> {
     let rule = json!([{"allow": true, "type": "c", "major": 10, "minor": 232, "access": "rwm"}]);
     vec![
-        ("/hooks", json!({"poststop": [{"path": "/bin/true"}]}), "hooks"),
         (
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),

@@ -9,6 +9,7 @@ mod debian;
 mod exec;
 mod faults;
 mod harness;
+mod hooks;
 mod kernel;
 mod limits;
 mod machines;

@@ -3,6 +3,7 @@
 mod attributes;
 mod filters;
 mod guest;
+mod hooks;
 mod limits;
 mod processes;
 mod surroundings;

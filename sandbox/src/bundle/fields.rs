@@ -44,8 +44,26 @@ const SPEC: Field = Object(&[
         ])),
     ),
     ("process", PROCESS),
+    (
+        "hooks",
+        Object(&[
+            ("prestart", HOOKS),
+            ("createRuntime", HOOKS),
+            ("createContainer", HOOKS),
+            ("startContainer", HOOKS),
+            ("poststart", HOOKS),
+            ("poststop", HOOKS),
+        ]),
+    ),
     ("linux", LINUX),
 ]);
+
+const HOOKS: Field = List(&Object(&[
+    ("path", Any),
+    ("args", List(&Any)),
+    ("env", List(&Any)),
+    ("timeout", Any),
+]));
 
 const PROCESS: Field = Object(&[
     ("terminal", Any),

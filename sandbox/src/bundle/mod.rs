@@ -9,6 +9,7 @@
 mod capabilities;
 mod cgroup;
 mod fields;
+mod hooks;
 mod mounts;
 mod namespaces;
 mod process;
@@ -21,6 +22,7 @@ mod tests;
 mod translate;
 pub mod users;
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -31,6 +33,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::confinement::Confinement;
+use crate::hooks::Hooks;
 pub use standard::Standard;
 use users::UserError;
 
@@ -45,6 +48,12 @@ const DEADLINE_OVERRUN_OF_THE_CRATE: &str = "SCHED_FLAG_D_L_OVERRUN";
 pub struct Bundle {
     /// The root file system's directory on the host.
     pub root: PathBuf,
+    /// The directory of the `config.json`, if there is one.
+    pub dir: Option<PathBuf>,
+    /// The annotations of the `config.json`.
+    pub annotations: BTreeMap<String, String>,
+    /// Programs of the host that run at points of the container's life.
+    pub hooks: Hooks,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
     /// The host's policies that are to confine the container.

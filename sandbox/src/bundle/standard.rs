@@ -84,6 +84,7 @@ impl Bundle {
         });
         let mut bundle = Self::parse(Path::new("/"), config.to_string().as_bytes())?;
         bundle.root = root.to_owned();
+        bundle.dir = None;
         Ok(bundle)
     }
 }

@@ -6,7 +6,7 @@ use husk_protocol::agent::{self, CreateRequest, namespace};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
 
 use super::namespaces::{self, has};
-use super::{Bundle, BundleError, capabilities, cgroup, mounts, process, seccomp, sysctl};
+use super::{Bundle, BundleError, capabilities, cgroup, hooks, mounts, process, seccomp, sysctl};
 use crate::confinement::Confinement;
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
@@ -40,7 +40,13 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
     let process = spec.process().as_ref().ok_or(BundleError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(BundleError::Missing("linux"))?;
     let namespaces = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
+    let hooks = match spec.hooks() {
+        Some(hooks) => hooks::translate(hooks)?,
+        None => hooks::Translated::default(),
+    };
     let mut request = CreateRequest {
+        create_hooks: listed(hooks.create_container),
+        start_hooks: listed(hooks.start_container),
         process: Some(process::translate(process)?).into(),
         root: Some(agent::Root {
             read_only: root.readonly().unwrap_or(false),
@@ -69,6 +75,9 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
     }
     Ok(Bundle {
         root: root_path,
+        dir: Some(dir.to_owned()),
+        annotations: spec.annotations().clone().into_iter().flatten().collect(),
+        hooks: hooks.host,
         request,
         confinement: Confinement {
             apparmor_profile: given(process.apparmor_profile().as_ref()),
@@ -76,6 +85,15 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
             mount_label: given(linux.mount_label().as_ref()),
         },
     })
+}
+
+/// Hooks of the guest; what they are told comes when the container has a name.
+fn listed(hooks: Vec<agent::Hook>) -> protobuf::MessageField<agent::Hooks> {
+    let listed = (!hooks.is_empty()).then(|| agent::Hooks {
+        hooks,
+        ..Default::default()
+    });
+    listed.into()
 }
 
 /// A text that says something.
