@@ -48,7 +48,6 @@ fn an_exec_is_a_process_with_choices_of_its_own() {
 }
 
 #[test]
-#[ignore = "mended after its last run, not seen since"]
 fn two_hundred_execs_leave_the_sandbox_as_it_was() {
     let host = Host::new();
     let sandbox = host.husk().rootfs(busybox()).sandbox("many");

@@ -6,7 +6,6 @@ use std::time::Duration;
 use husk_tests::{Host, Process, busybox, copy, debian, prepared};
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn the_guest_has_the_processors_and_the_memory_that_were_asked_for() {
     let host = Host::new();
     let script = "
@@ -32,7 +31,6 @@ fn the_guest_has_the_processors_and_the_memory_that_were_asked_for() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn eight_sandboxes_live_beside_each_other() {
     let host = Host::new();
     // All boot at the same time, and from a tree that the first to come converts.
@@ -79,7 +77,6 @@ fn eight_sandboxes_live_beside_each_other() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn a_kernel_of_the_users_own_boots() {
     let host = Host::new();
     let kernel = prepared::debian_kernel();
@@ -101,7 +98,6 @@ fn a_kernel_of_the_users_own_boots() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn the_same_kernel_as_an_elf_boots_and_says_what_it_is() {
     let host = Host::new();
     let own = prepared::bin().join("guest/vmlinux");
@@ -144,7 +140,6 @@ fn list_shows_what_runs_and_nothing_else() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn the_console_shows_the_kernel_and_takes_keys() {
     let host = Host::new();
     let sandbox = host.husk().rootfs(busybox()).option("--console").sandbox("spoken");

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
 
-use husk_tests::{Host, busybox};
+use husk_tests::{Host, busybox, copy};
 
 /// The unprivileged user of the tests.
 const NOBODY: u32 = 65534;
@@ -18,10 +18,11 @@ fn home(host: &Host) -> PathBuf {
 }
 
 #[test]
-#[ignore = "fails: an unprivileged user cannot convert a tree here"]
 fn a_user_who_may_open_kvm_runs_lists_and_enters_sandboxes() {
     let host = Host::new();
     let home = home(&host);
+    let tree = host.scratch().join("tree");
+    copy(busybox(), &tree);
     let husk = || {
         let husk = host
             .husk()
@@ -30,11 +31,16 @@ fn a_user_who_may_open_kvm_runs_lists_and_enters_sandboxes() {
             .without_variable("HUSK_IMAGE_CACHE");
         husk.variable("HOME", &home)
     };
-    let mut sandbox = husk().rootfs(busybox()).name("mine").start([
-        "sh",
-        "-c",
-        "id -u; trap 'exit 9' TERM; echo up; sleep 1000 & wait",
-    ]);
+    // The image needs every file, and one of them is for root alone.
+    let private = tree.join("opt/private");
+    let outcome = husk().rootfs(&tree).run(["true"]);
+    outcome.fails(125, &[private.to_str().unwrap(), "Permission denied"]);
+    fs::remove_file(private).unwrap();
+    let mut sandbox =
+        husk()
+            .rootfs(&tree)
+            .name("mine")
+            .start(["sh", "-c", "id -u; trap 'exit 9' TERM; echo up; sleep 1000 & wait"]);
     sandbox.await_output("0\nup\n");
     let run = fs::metadata(format!("/tmp/husk-{NOBODY}")).expect("the run directory of a user without a session");
     assert_eq!(

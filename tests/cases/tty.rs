@@ -8,7 +8,6 @@ use serde_json::json;
 const PROMPT: &str = "<ready>";
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn a_shell_on_a_terminal_is_as_on_any_other() {
     let host = Host::new();
     let mut terminal = host
@@ -38,7 +37,6 @@ fn a_shell_on_a_terminal_is_as_on_any_other() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn a_terminal_in_an_exec_is_one_too() {
     let host = Host::new();
     let sandbox = host.husk().rootfs(busybox()).sandbox("term");
@@ -52,7 +50,6 @@ fn a_terminal_in_an_exec_is_one_too() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn a_closed_window_takes_everything_with_it() {
     let host = Host::new();
     let mut terminal = host
@@ -67,7 +64,6 @@ fn a_closed_window_takes_everything_with_it() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn a_bundle_that_wants_a_terminal_gets_one() {
     let host = Host::new();
     let bundle = Bundle::as_runc_writes_it(&host, busybox());
@@ -78,7 +74,6 @@ fn a_bundle_that_wants_a_terminal_gets_one() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn ctrl_c_without_a_terminal_in_the_container_reaches_the_process() {
     let host = Host::new();
     let script = "trap 'echo interrupted; exit 4' INT; echo up; while :; do sleep 1000 & wait; done";
@@ -89,7 +84,6 @@ fn ctrl_c_without_a_terminal_in_the_container_reaches_the_process() {
 }
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn a_stopped_husk_leaves_the_sandbox_running() {
     let host = Host::new();
     let mut sandbox = host.husk().rootfs(busybox()).sandbox("stopped");

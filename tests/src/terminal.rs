@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::termios::{Termios, tcgetattr};
 
@@ -35,6 +36,10 @@ impl<'h> Terminal<'h> {
         };
         let OpenptyResult { master, slave } = openpty(Some(&size), None).expect("open a terminal");
         let (master, slave) = (File::from(master), File::from(slave));
+        // A command that had the master itself would never see its window closed.
+        for end in [&master, &slave] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("mark a descriptor");
+        }
         let copy = |file: &File| file.try_clone().expect("duplicate a descriptor");
         let before = tcgetattr(&slave).expect("read the terminal's settings");
         command.stdin(copy(&slave)).stdout(copy(&slave)).stderr(copy(&slave));

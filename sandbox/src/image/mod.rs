@@ -156,7 +156,11 @@ impl Cache {
     fn convert(&self, root: &Path, tree: &Tree) -> Result<File, ImageError> {
         let started = tree::coarse_now().map_err(|source| self.failed(source))?;
         let unfinished = Unfinished::create(&self.dir).map_err(|source| self.failed(source))?;
-        mkfs::run(root, &unfinished, &self.dir)?;
+        mkfs::run(root, &unfinished, &self.dir).map_err(|error| match error {
+            // mkfs.erofs does not say which file it was that it may not read.
+            MkfsError::Failed { .. } => tree::unreadable(root).map_or(error.into(), ImageError::from),
+            error => error.into(),
+        })?;
         let file = unfinished.reopen().map_err(|source| self.failed(source))?;
         // A later change would not show in a time that a change in the conversion's first tick also has.
         let settled = tree.newest < started && Tree::read(root)?.key == tree.key;

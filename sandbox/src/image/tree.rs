@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{AccessFlags, faccessat};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -121,6 +122,26 @@ impl Tree {
             newest: walk.newest,
         })
     }
+}
+
+/// The first regular file below `root` that may not be read, and why not.
+pub(super) fn unreadable(root: &Path) -> Option<TreeError> {
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        // What has vanished, or cannot be listed, is no file that cannot be read.
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => pending.push(entry.path()),
+                Ok(kind) if kind.is_file() => {
+                    if let Err(errno) = faccessat(AT_FDCWD, &entry.path(), AccessFlags::R_OK, AtFlags::AT_EACCESS) {
+                        return Some(read_error(&entry.path(), errno));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    None
 }
 
 fn read_error(path: &Path, errno: Errno) -> TreeError {
