@@ -45,8 +45,8 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     let dir = root.create(&name)?;
     let session = Session::begin()?;
     let options = Options {
-        cpus: args.cpus,
-        memory_mib: args.memory,
+        cpus: args.cpus.unwrap_or(bundle.machine.cpus),
+        memory_mib: args.memory.unwrap_or(bundle.machine.memory_mib),
         disks: 1,
         console: args.console,
         kernel: args.kernel.clone(),

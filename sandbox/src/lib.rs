@@ -28,6 +28,7 @@ pub mod machine;
 mod rpc;
 pub mod rundir;
 pub mod sandbox;
+pub mod size;
 pub mod timeline;
 
 pub use husk_protocol::agent;

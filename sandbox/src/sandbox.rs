@@ -276,6 +276,8 @@ impl Sandbox {
             hooks,
             mut request,
             confinement,
+            // The machine is there.
+            machine: _,
         } = bundle;
         if confinement != self.confinement {
             return Err(SandboxError::Confinement);

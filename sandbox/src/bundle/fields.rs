@@ -30,7 +30,7 @@ use Field::{Any, Bool, List, Map, Object, Text, Zero};
 
 const SPEC: Field = Object(&[
     ("ociVersion", Any),
-    ("annotations", Any),
+    ("annotations", Map(&Any)),
     ("hostname", Any),
     ("domainname", Any),
     ("root", Object(&[("path", Any), ("readonly", Any)])),

@@ -6,6 +6,7 @@
 //! values become files of cgroup v2. [`Bundle::standard`] makes the same from a root directory alone, with the
 //! defaults that container tools agree on.
 
+pub mod annotations;
 mod capabilities;
 mod cgroup;
 mod fields;
@@ -52,6 +53,8 @@ pub struct Bundle {
     pub dir: Option<PathBuf>,
     /// The annotations of the `config.json`.
     pub annotations: BTreeMap<String, String>,
+    /// What the machine is to be where nobody says otherwise.
+    pub machine: annotations::Machine,
     /// Programs of the host that run at points of the container's life.
     pub hooks: Hooks,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.

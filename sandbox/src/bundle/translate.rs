@@ -6,7 +6,7 @@ use husk_protocol::agent::{self, CreateRequest, namespace};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
 
 use super::namespaces::{self, has};
-use super::{Bundle, BundleError, capabilities, cgroup, hooks, mounts, process, seccomp, sysctl};
+use super::{Bundle, BundleError, annotations, capabilities, cgroup, hooks, mounts, process, seccomp, sysctl};
 use crate::confinement::Confinement;
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
@@ -73,10 +73,12 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         request.mounts.push(mounts::translate(index, mount)?);
     }
+    let annotations = spec.annotations().clone().into_iter().flatten().collect();
     Ok(Bundle {
         root: root_path,
         dir: Some(dir.to_owned()),
-        annotations: spec.annotations().clone().into_iter().flatten().collect(),
+        machine: annotations::machine(&annotations)?,
+        annotations,
         hooks: hooks.host,
         request,
         confinement: Confinement {
