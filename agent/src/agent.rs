@@ -144,7 +144,7 @@ impl Agent {
             Source::FlowTo(number) => self.on_flow(number, |flow, scratch| flow.on_to(events, scratch)),
             Source::Channel(number) => self.on_channel(number),
             Source::Memory(number) => self.on_memory(number),
-            Source::Cgroup(_) => self.advance_deletions(),
+            Source::Cgroup(number) => self.on_cgroup(number),
         }
     }
 
@@ -156,6 +156,10 @@ impl Agent {
             self.pending.iter().map(|pending| pending.deadline).min(),
             self.deletions.iter().map(|deletion| deletion.deadline).min(),
             self.journal.deadline(),
+            self.containers
+                .values()
+                .filter_map(|container| container.freeze.deadline())
+                .min(),
         ]
         .into_iter()
         .flatten()
@@ -167,6 +171,7 @@ impl Agent {
         self.unclaimed.expire(now);
         self.expire_pending(now);
         self.expire_deletions(now);
+        self.expire_pauses(now);
         for (reply, answer) in self.journal.answers(now) {
             self.answer(reply, Ok(&answer));
         }
@@ -277,6 +282,7 @@ impl Agent {
         {
             process.waits.retain(|reply| reply.connection != number);
         }
+        self.desert(number);
     }
 
     /// Lets bytes pass from one descriptor to the other; both are non-blocking. `hangs_up` is the process whose

@@ -51,6 +51,10 @@ impl Agent {
             "Delete" => self.delete(reply, &decode(request)?),
             "State" => self.state(&decode(request)?),
             "Stats" => self.stats(&decode(request)?),
+            "Pause" => self.pause(reply, &decode(request)?),
+            "Resume" => self.resume(&decode(request)?),
+            "Update" => self.update(&decode(request)?),
+            "Processes" => self.processes(&decode(request)?),
             "Events" => self.events(reply, &decode(request)?),
             "Shutdown" => {
                 self.is_over = true;
@@ -160,6 +164,7 @@ impl Agent {
         encode(&StateResponse {
             processes,
             pids,
+            status: container.status().into(),
             ..StateResponse::default()
         })
     }

@@ -1,12 +1,14 @@
 //! What a request must be like before anything is done about it. A refusal names the field.
 
 use husk_protocol::TOKEN_LEN;
-use husk_protocol::agent::{CreateRequest, ExecRequest, Mount, Process};
+use husk_protocol::agent::{CreateRequest, DeviceRule, ExecRequest, Mount, Process, Resources};
 
 use crate::cgroup::Cgroup;
 use crate::refusal::Refusal;
 use crate::stdio::Token;
 
+/// The kernel checks a program only as far as its patience goes, which is somewhat over 1,000 rules.
+const MAX_RULES: usize = 500;
 /// The longest filter that the kernel takes (`BPF_MAXINSNS`), in bytes.
 const MAX_PROGRAM: usize = 4096 * 8;
 
@@ -40,13 +42,10 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
             check_path(&format!("{field}[{index}]"), path)?;
         }
     }
-    for (index, setting) in request.cgroup.iter().enumerate() {
-        if !Cgroup::is_file_name(&setting.file) {
-            return Err(Refusal::invalid(
-                format!("cgroup[{index}].file"),
-                "is no name of a file",
-            ));
-        }
+    check_resources(request.resources.get_or_default())?;
+    check_text("cgroup_path", &request.cgroup_path)?;
+    if !Cgroup::is_path(&request.cgroup_path) {
+        return Err(Refusal::invalid("cgroup_path", "leads out of the guest's cgroups"));
     }
     for (index, sysctl) in request.sysctls.iter().enumerate() {
         check_text(&format!("sysctls[{index}].path"), &sysctl.path)?;
@@ -78,6 +77,29 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
     }
     check_text("hostname", &request.hostname)?;
     check_text("domainname", &request.domainname)
+}
+
+/// Checks limits and rules for devices.
+pub(crate) fn check_resources(resources: &Resources) -> Result<(), Refusal> {
+    for (index, setting) in resources.settings.iter().enumerate() {
+        let field = format!("resources.settings[{index}].file");
+        if !Cgroup::is_file_name(&setting.file) {
+            return Err(Refusal::invalid(field, "is no name of a file"));
+        }
+        check_text(&field, &setting.file)?;
+    }
+    let rules = &resources.devices.get_or_default().rules;
+    if rules.len() > MAX_RULES {
+        return Err(Refusal::invalid("resources.devices", "has more than 500 rules"));
+    }
+    let unknown = |rule: &DeviceRule| rule.kind.enum_value().is_err();
+    match rules.iter().position(unknown) {
+        Some(index) => Err(Refusal::invalid(
+            format!("resources.devices[{index}].kind"),
+            "is no known one",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn check_mount(field: &str, mount: &Mount) -> Result<(), Refusal> {
@@ -253,13 +275,14 @@ mod tests {
             (refused(|r| r.readonly_paths.push(String::new())), "readonly_paths[0]:"),
             (
                 refused(|r| {
-                    r.cgroup.push(CgroupSetting {
+                    r.resources.mut_or_insert_default().settings.push(CgroupSetting {
                         file: "../x".to_owned(),
                         ..CgroupSetting::default()
                     })
                 }),
-                "cgroup[0].file:",
+                "resources.settings[0].file:",
             ),
+            (refused(|r| r.cgroup_path = "a/../b".to_owned()), "cgroup_path:"),
             (
                 refused(|r| {
                     r.sysctls.push(Sysctl {

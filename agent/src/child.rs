@@ -8,6 +8,7 @@ mod command;
 mod credentials;
 mod devices;
 mod hooks;
+mod host_files;
 mod mounts;
 pub(crate) mod packet;
 mod paths;

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Instant;
 
 use husk_protocol::agent::{
@@ -25,6 +26,7 @@ use crate::child::packet::PREPARED;
 use crate::child::{self, Plan, Task};
 use crate::container::{Common, Container, Name, Phase, Process, Reply};
 use crate::namespaces::{CLONE_NEWTIME, Namespaces, namespaces, outside};
+use crate::pause::Freeze;
 use crate::poller::{Source, Watch};
 use crate::prepare::prepare;
 use crate::refusal::Refusal;
@@ -76,6 +78,16 @@ struct Birth<'a> {
     own: CloneFlags,
 }
 
+impl Pending {
+    /// The connection with which the process ends, if it is bound to one.
+    pub(crate) fn owner(&self) -> Option<u64> {
+        match &self.work {
+            Work::Exec(request) if request.bound => Some(self.reply.connection),
+            _ => None,
+        }
+    }
+}
+
 impl Agent {
     pub(crate) fn create(&mut self, reply: Reply, request: CreateRequest) -> Answer {
         check_create(&request)?;
@@ -99,6 +111,9 @@ impl Agent {
         check_exec(&request)?;
         let name = Name::new(&request.container, &request.exec);
         let container = self.container(&name.container)?;
+        if !container.takes_processes() {
+            return Err(container.refuse(&name.container, "created or running"));
+        }
         if container.processes.contains_key(&name.exec) || self.pending.iter().any(|pending| pending.name == name) {
             return Err(Refusal::ProcessExists {
                 container: name.container,
@@ -107,6 +122,19 @@ impl Agent {
         }
         let tokens = tokens(&request.process)?;
         self.await_needs(name, reply, tokens, Work::Exec(Box::new(request)))
+    }
+
+    /// A container's cgroup must not hold another one's: its limits, its freezer and its end would be that one's too.
+    fn check_cgroup_path(&self, path: &str) -> Result<(), Refusal> {
+        let path = self.cgroups.join(path);
+        let meets = |other: &Path| other.starts_with(&path) || path.starts_with(other);
+        if path != self.cgroups && self.containers.values().any(|container| meets(container.cgroup.path())) {
+            return Err(Refusal::invalid(
+                "cgroup_path",
+                "lies within another container's, or around it",
+            ));
+        }
+        Ok(())
     }
 
     fn await_needs(&mut self, name: Name, reply: Reply, tokens: [Option<Token>; 3], work: Work) -> Answer {
@@ -174,9 +202,16 @@ impl Agent {
 
     fn begin_create(&mut self, pending: &Pending, request: &CreateRequest) -> Result<(), Refusal> {
         let namespaces = namespaces(request)?;
+        self.check_cgroup_path(&request.cgroup_path)?;
         let serial = request.root.disk.as_str();
-        let cgroup = Cgroup::create(&self.cgroups, &request.container, &request.cgroup)?;
         let device = self.disks.find(serial).unwrap_or_default();
+        let cgroup = Cgroup::create(
+            &self.cgroups,
+            &request.container,
+            &request.cgroup_path,
+            request.resources.get_or_default(),
+            self.disks.number(serial).as_deref(),
+        )?;
         if let Err(error) = self.images.take(&self.disks, serial, &device) {
             cgroup.remove();
             return Err(error.into());
@@ -198,7 +233,8 @@ impl Agent {
                         uid_mappings: request.uid_mappings.clone(),
                     },
                     memory,
-                    emptiness: None,
+                    events: None,
+                    freeze: Freeze::Going,
                     oom_kills: 0,
                     processes: [(String::new(), process)].into(),
                 };
@@ -396,6 +432,8 @@ impl Agent {
             terminal_connection: streams.terminal,
             stdin: streams.stdin,
             waits: Vec::new(),
+            owner: pending.owner(),
+            is_deserted: false,
         })
     }
 }

@@ -29,8 +29,10 @@ mod flow;
 mod host;
 mod journal;
 mod namespaces;
+mod pause;
 mod poller;
 mod prepare;
+mod processes;
 mod refusal;
 mod start;
 mod stdio;
@@ -38,6 +40,7 @@ mod streams;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::convert::Infallible;
 

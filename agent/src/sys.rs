@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod bpf;
 mod confine;
 mod hook;
 mod schedule;
@@ -102,6 +103,18 @@ pub(crate) fn monotonic_ns() -> u64 {
 /// Nanoseconds since the epoch.
 pub(crate) fn wall_clock_ns() -> u64 {
     clock_ns(libc::CLOCK_REALTIME)
+}
+
+/// Nanoseconds since the machine was started.
+pub(crate) fn since_boot_ns() -> u64 {
+    clock_ns(libc::CLOCK_BOOTTIME)
+}
+
+/// The size of a page of memory in bytes.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: sysconf reads nothing of ours.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
 }
 
 fn clock_ns(clock: libc::clockid_t) -> u64 {

@@ -19,11 +19,15 @@ use husk_sandbox::timeline::Timeline;
 
 use crate::args::{Global, RunArgs};
 use crate::attach::{self, Progress, Session, Target};
-use crate::relay::{self, Relay};
+use crate::failure::print_out;
+use crate::own::{self, Charge, StreamChoice};
+use crate::relay::{self, Ends, Relay};
 use crate::terminal::Raw;
 use crate::timings::Timings;
-use crate::{doctor, overrides};
+use crate::{doctor, monitor, overrides};
 
+/// The longest host name (`__NEW_UTS_LEN`), in bytes.
+const MAX_HOSTNAME: usize = 64;
 /// How long the console may take to say its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -31,7 +35,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     let timeline = Arc::new(Timeline::default());
     timeline.note("husk started", started);
     doctor::require_kvm()?;
-    let name = match &args.name {
+    let name = match args.name.as_ref().or(args.id.as_ref()) {
         Some(name) => name.clone(),
         None => random_name()?,
     };
@@ -39,11 +43,6 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     let bundle = bundle(args, &name)?;
     let cache = args.image_cache.clone().unwrap_or_else(artefacts::default_image_cache);
     let cache = Cache::open(&cache, DEFAULT_LIMIT)?;
-    let root = RunRoot::open(&global.root())?;
-    // Before the first thread, and before there is anything to clean up.
-    let _keeper = Keeper::start(root.path(), &name)?;
-    let dir = root.create(&name)?;
-    let session = Session::begin()?;
     let options = Options {
         cpus: args.cpus.unwrap_or(bundle.machine.cpus),
         memory_mib: args.memory.unwrap_or(bundle.machine.memory_mib),
@@ -53,6 +52,27 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
         patience: global.patience(),
         confinement: bundle.confinement.clone(),
     };
+    if args.detach {
+        return detach(Charge {
+            root: global.root(),
+            name,
+            bundle,
+            cache,
+            options,
+            streams: StreamChoice::Log,
+            pid_file: args.pid_file.clone(),
+            start: true,
+            keep: !args.rm,
+        });
+    }
+    let root = RunRoot::open(&global.root())?;
+    // Before the first thread, and before there is anything to clean up.
+    let _keeper = Keeper::start(root.path(), &name)?;
+    let dir = root.create(&name)?;
+    if let Some(path) = &args.pid_file {
+        monitor::write_pid_file(path)?;
+    }
+    let session = Session::begin()?;
     let sandbox = Arc::new(Sandbox::spawn(dir, &options, Arc::clone(&timeline))?);
     let console = match args.console {
         true => Some(relay::to_stderr(sandbox.link()?.console()?)?),
@@ -77,6 +97,14 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     Ok(code)
 }
 
+/// Leaves a running container to a monitor and says its name.
+fn detach(charge: Charge) -> Result<u8> {
+    let name = charge.name.clone();
+    monitor::start(|stdio, report| own::own(charge, stdio, report))?;
+    print_out(&format!("{name}\n"))?;
+    Ok(0)
+}
+
 /// Waits for a thread for a limited time.
 fn join_within(thread: std::thread::JoinHandle<()>, limit: Duration) {
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -97,7 +125,8 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
             let choice = Standard {
                 args: vec!["sh".into()],
                 terminal: args.process.tty,
-                hostname: name.into(),
+                // A name may be longer than a host's.
+                hostname: name.chars().take(MAX_HOSTNAME).collect(),
             };
             Bundle::standard(&absolute(rootfs)?, &choice)?
         }
@@ -106,7 +135,7 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
     let request = &mut bundle.request;
     if let Some(hostname) = &args.hostname {
         anyhow::ensure!(
-            hostname.len() <= rundir::MAX_NAME,
+            hostname.len() <= MAX_HOSTNAME,
             "the host name {hostname:?} is longer than 64 bytes"
         );
         request.hostname.clone_from(hostname);
@@ -124,7 +153,7 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
     Ok(bundle)
 }
 
-fn absolute(path: &std::path::Path) -> Result<PathBuf> {
+pub(crate) fn absolute(path: &std::path::Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
 }
 
@@ -159,7 +188,7 @@ impl Work {
             container: self.name,
             exec: String::new(),
         };
-        let relay = Relay::start(streams, terminal, self.interactive)?;
+        let relay = Relay::start(streams, terminal, Ends::standard(self.interactive)?)?;
         let started_ns = self.sandbox.start(&process)?;
         progress.started(Target {
             guest: self.sandbox.guest()?,

@@ -40,8 +40,7 @@ impl Keeper {
     /// The process has other threads, or cannot be forked.
     #[allow(unsafe_code)]
     pub fn start(root: &Path, name: &str) -> Result<Self, KeeperError> {
-        let threads = fs::read_dir("/proc/self/task").map_err(KeeperError::Start)?.count();
-        if threads != 1 {
+        if !is_single_threaded().map_err(KeeperError::Start)? {
             return Err(KeeperError::Threads);
         }
         let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| KeeperError::Start(errno.into()))?;
@@ -55,6 +54,14 @@ impl Keeper {
             Err(errno) => Err(KeeperError::Start(errno.into())),
         }
     }
+}
+
+/// Whether this process has no other threads, so that a fork of it may go on as it is.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn is_single_threaded() -> io::Result<bool> {
+    Ok(fs::read_dir("/proc/self/task")?.count() == 1)
 }
 
 /// The child's life.

@@ -10,7 +10,8 @@
 //!    [`confinement`] under which the program runs comes from the bundle;
 //! 5. [`guest`]: the agent is told to create containers and processes, and says when they end;
 //! 6. [`hooks`] run at the points of that life where the bundle wants them;
-//! 7. [`timeline`] knows when each of these points was reached.
+//! 7. [`lifecycle`]: what another process than the owner may do with a container, and when;
+//! 8. [`timeline`] knows when each of these points was reached.
 //!
 //! The crate knows neither KVM nor containerd; OCI JSON is known in [`bundle`] alone.
 
@@ -24,6 +25,7 @@ pub mod hooks;
 pub mod image;
 pub mod keeper;
 pub mod kernel;
+pub mod lifecycle;
 pub mod machine;
 mod rpc;
 pub mod rundir;

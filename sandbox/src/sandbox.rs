@@ -20,7 +20,7 @@ use crate::hooks::{self, HookError, Hooks, Subject};
 use crate::image::{Cache, ImageError};
 use crate::kernel::{self, KernelError};
 use crate::machine::{Link, LinkError, Machine, MachineError, Parts};
-use crate::rundir::{Container, ContainerProcess, RunDir, RunDirError, State};
+use crate::rundir::{Container, ContainerProcess, Exit, RunDir, RunDirError, State};
 use crate::timeline::Timeline;
 
 /// What a sandbox is to be.
@@ -159,6 +159,8 @@ impl Sandbox {
             memory_mib: options.memory_mib,
             console: options.console,
             containers: Vec::new(),
+            kept: false,
+            exit: None,
         };
         dir.write_state(&state)?;
         Ok(Self {
@@ -285,8 +287,8 @@ impl Sandbox {
         let subject = Subject {
             id: name.into(),
             pid: std::process::id(),
-            bundle: dir.unwrap_or_else(|| root.clone()),
-            annotations,
+            bundle: dir.clone().unwrap_or_else(|| root.clone()),
+            annotations: annotations.clone(),
         };
         for (hooks, status) in [
             (&mut request.create_hooks, "creating"),
@@ -296,10 +298,11 @@ impl Sandbox {
                 (hooks.before_pid, hooks.after_pid) = hooks::state_around_pid(&subject, status);
             }
         }
+        let start = guest::time_of(request.start_hooks.as_ref());
         lock(&self.attended).push(Attended {
             hooks: hooks.clone(),
             subject: subject.clone(),
-            start: guest::time_of(request.start_hooks.as_ref()),
+            start,
         });
         let guest = self.guest()?;
         request.container = name.into();
@@ -316,6 +319,10 @@ impl Sandbox {
         state.containers.push(Container {
             name: name.into(),
             root,
+            bundle: dir,
+            annotations,
+            hooks,
+            start_hooks_s: start.as_secs(),
             process: ContainerProcess::from(&*request.process),
         });
         self.dir.write_state(&state)?;
@@ -392,6 +399,32 @@ impl Sandbox {
         }
     }
 
+    /// Keeps the run directory from now on when the sandbox ends: whoever wants to know more of it removes it.
+    ///
+    /// # Errors
+    /// The state cannot be written.
+    pub fn keep(&self) -> Result<(), SandboxError> {
+        let mut state = lock(&self.state);
+        state.kept = true;
+        Ok(self.dir.write_state(&state)?)
+    }
+
+    /// Ends the machine without waiting for it. The run directory is removed, or says how the container has ended if it
+    /// is kept.
+    ///
+    /// # Errors
+    /// The run directory cannot be removed or written to.
+    pub fn end(&self, exit: Exit) -> Result<(), SandboxError> {
+        let mut state = lock(&self.state);
+        if !state.kept {
+            return self.remove();
+        }
+        state.exit = Some(exit);
+        self.dir.write_state(&state)?;
+        self.machine.hang_up();
+        Ok(())
+    }
+
     /// Ends the machine without waiting for it and removes the run directory: the name is free at once. Then the
     /// containers are gone, which their hooks are told.
     ///
@@ -410,6 +443,11 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        self.machine.hang_up();
+        // A directory that is kept stays; any other goes with its owner.
+        if lock(&self.state).kept {
+            return;
+        }
         if let Err(error) = self.remove() {
             tracing::warn!(%error, "the sandbox is not removed");
         }

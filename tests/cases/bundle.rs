@@ -47,7 +47,6 @@ fn the_machine_is_what_annotations_say_unless_an_option_does() {
 
 /// Fields that nothing honours yet: the place in config.json, a value, and the name that the error must give.
 fn refused() -> Vec<(&'static str, Value, &'static str)> {
-    let rule = json!([{"allow": true, "type": "c", "major": 10, "minor": 232, "access": "rwm"}]);
     vec![
         (
             "/linux/seccomp",
@@ -61,28 +60,36 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "linux.uidMappings",
         ),
         ("/linux/namespaces/-", json!({"type": "user"}), "linux.uidMappings"),
-        ("/linux/cgroupsPath", json!("/somewhere"), "linux.cgroupsPath"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
         (
             "/linux/personality",
             json!({"domain": "LINUX32", "flags": ["X"]}),
             "linux.personality.flags",
         ),
-        ("/linux/resources/devices", rule, "linux.resources.devices"),
         (
             "/linux/resources/blockIO",
-            json!({"weight": 10}),
-            "linux.resources.blockIO",
+            json!({"throttleReadBpsDevice": [{"major": 4095, "minor": 0, "rate": 1}]}),
+            "linux.resources.blockIO.throttleReadBpsDevice[0]",
         ),
         (
-            "/linux/resources/hugepageLimits",
-            json!([{"pageSize": "2MB", "limit": 1}]),
-            "linux.resources.hugepageLimits",
+            "/linux/resources/blockIO",
+            json!({"leafWeight": 10}),
+            "linux.resources.blockIO.leafWeight",
         ),
         (
-            "/linux/resources/unified",
-            json!({"cpu.idle": "1"}),
-            "linux.resources.unified",
+            "/linux/resources/rdma",
+            json!({"mlx5_1": {"hcaHandles": 3}}),
+            "linux.resources.rdma",
+        ),
+        (
+            "/linux/resources/cpu",
+            json!({"realtimeRuntime": 1000}),
+            "linux.resources.cpu.realtimeRuntime",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]),
+            "/dev/kvm",
         ),
         ("/process/apparmorProfile", json!("profile"), "process.apparmorProfile"),
         ("/process/selinuxLabel", json!("label"), "process.selinuxLabel"),
@@ -151,6 +158,13 @@ fn senseless() -> Vec<(&'static str, Value, &'static str)> {
         ("/hostname", json!("x".repeat(65)), "hostname"),
         ("/linux/namespaces/-", json!({"type": "pid"}), "namespaces"),
         ("/linux/resources/memory", json!({"limit": -5}), "memory"),
+        ("/linux/resources/cpu", json!({"quota": -5}), "cpu.quota"),
+        (
+            "/linux/resources/unified",
+            json!({"../memory.max": "1"}),
+            "linux.resources.unified",
+        ),
+        ("/linux/cgroupsPath", json!("/../x"), "linux.cgroupsPath"),
         ("/linux/resources/pids", json!({"limit": "many"}), "many"),
     ]
 }

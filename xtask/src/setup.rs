@@ -66,7 +66,14 @@ pub(crate) const DEMO: &[Need] = &[
 ];
 
 /// For the end-to-end tests, besides.
-pub(crate) const TEST: &[Need] = &[Need::new("mmdebstrap", "mmdebstrap")];
+pub(crate) const TEST: &[Need] = &[
+    Need::new("mmdebstrap", "mmdebstrap"),
+    // Callers of OCI runtimes, and the runtime that they know.
+    Need::new("podman", "podman"),
+    Need::new("conmon", "conmon"),
+    Need::new("containerd", "containerd"),
+    Need::new("runc", "runc"),
+];
 
 /// Installs those of the needs that are not met.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {

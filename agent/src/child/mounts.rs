@@ -146,7 +146,7 @@ fn flags_of(wanted: &Mount) -> MsFlags {
     MsFlags::from_bits_truncate(wanted.flags) - propagation
 }
 
-fn bind_to(source: &Path, target: &OwnedFd, flags: MsFlags) -> nix::Result<()> {
+pub(super) fn bind_to(source: &Path, target: &OwnedFd, flags: MsFlags) -> nix::Result<()> {
     mount(
         Some(source),
         by_descriptor(target).as_str(),
@@ -156,7 +156,7 @@ fn bind_to(source: &Path, target: &OwnedFd, flags: MsFlags) -> nix::Result<()> {
     )
 }
 
-fn change(target: &OwnedFd, flags: MsFlags) -> nix::Result<()> {
+pub(super) fn change(target: &OwnedFd, flags: MsFlags) -> nix::Result<()> {
     mount(
         None::<&str>,
         by_descriptor(target).as_str(),
@@ -166,7 +166,7 @@ fn change(target: &OwnedFd, flags: MsFlags) -> nix::Result<()> {
     )
 }
 
-fn failed(wanted: &Mount) -> impl FnOnce(Errno) -> ChildError + use<> {
+pub(super) fn failed(wanted: &Mount) -> impl FnOnce(Errno) -> ChildError + use<> {
     let kind = if wanted.type_.is_empty() {
         wanted.source.clone()
     } else {

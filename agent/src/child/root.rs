@@ -13,7 +13,7 @@ use nix::unistd::{Gid, Uid, chdir, chown, mkdir, pivot_root};
 
 use super::paths::{Root, by_descriptor};
 use super::terminal::{self, Terminal};
-use super::{ChildError, at, credentials, devices, mounts, step};
+use super::{ChildError, at, credentials, devices, host_files, mounts, step};
 use crate::sys;
 
 /// What a root is made from.
@@ -45,8 +45,10 @@ pub(super) fn build(surroundings: &Surroundings<'_>) -> Result<Option<Terminal>,
         .iter()
         .any(|namespace| namespace.kind == Kind::CGROUP.into());
     let own_cgroup = (!has_cgroup_namespace).then_some(surroundings.cgroup);
-    for wanted in &request.mounts {
-        if is_late(wanted) {
+    for (index, wanted) in request.mounts.iter().enumerate() {
+        if let Some(file) = wanted.file.as_ref() {
+            host_files::bind(&root, surroundings.stage, index, wanted, file)?;
+        } else if is_late(wanted) {
             let writable = Mount {
                 flags: wanted.flags & !MsFlags::MS_RDONLY.bits(),
                 ..wanted.clone()

@@ -87,6 +87,12 @@ impl Guest {
         })
     }
 
+    /// A further connection to the service.
+    pub(super) fn another_client(&self) -> AgentClient {
+        let address = format!("unix://{}", self.directory.path().join("calls").display());
+        AgentClient::new(ttrpc::Client::connect(&address).unwrap())
+    }
+
     /// A stdio connection and its token.
     pub(super) fn stream(&self) -> (UnixStream, Vec<u8>) {
         static NUMBER: AtomicU64 = AtomicU64::new(1);

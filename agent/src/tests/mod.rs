@@ -1,6 +1,7 @@
 //! The agent as a whole, against this machine's kernel.
 
 mod attributes;
+mod control;
 mod filters;
 mod guest;
 mod hooks;

@@ -14,8 +14,6 @@ enum Field {
     Any,
     /// Only these strings, which say what husk does anyway.
     Text(&'static [&'static str]),
-    /// Only this truth value, which says what husk does anyway.
-    Bool(bool),
     /// Only zero, which means "not set".
     Zero,
     /// An object whose members' names are data, with such values.
@@ -26,7 +24,7 @@ enum Field {
     Object(&'static [(&'static str, Field)]),
 }
 
-use Field::{Any, Bool, List, Map, Object, Text, Zero};
+use Field::{Any, List, Map, Object, Text, Zero};
 
 const SPEC: Field = Object(&[
     ("ociVersion", Any),
@@ -128,6 +126,7 @@ const LINUX: Field = Object(&[
             ("gid", Any),
         ])),
     ),
+    ("cgroupsPath", Any),
     ("maskedPaths", List(&Any)),
     ("readonlyPaths", List(&Any)),
     ("mountLabel", Any),
@@ -167,13 +166,14 @@ const SECCOMP: Field = Object(&[
 ]);
 
 const RESOURCES: Field = Object(&[
-    // The one rule that `runc spec` writes: no device but the default ones. `translate` says when it holds anyway.
     (
         "devices",
         List(&Object(&[
-            ("allow", Bool(false)),
-            ("type", Text(&["a"])),
-            ("access", Text(&["rwm"])),
+            ("allow", Any),
+            ("type", Any),
+            ("major", Any),
+            ("minor", Any),
+            ("access", Any),
         ])),
     ),
     (
@@ -184,10 +184,11 @@ const RESOURCES: Field = Object(&[
             ("period", Any),
             ("burst", Any),
             ("idle", Any),
+            // Real-time scheduling has no controller in cgroup v2.
             ("realtimeRuntime", Zero),
             ("realtimePeriod", Zero),
-            ("cpus", Text(&[""])),
-            ("mems", Text(&[""])),
+            ("cpus", Any),
+            ("mems", Any),
         ]),
     ),
     (
@@ -196,14 +197,63 @@ const RESOURCES: Field = Object(&[
             ("limit", Any),
             ("reservation", Any),
             ("swap", Any),
-            // What cgroup v2 does anyway.
-            ("disableOOMKiller", Bool(false)),
-            ("useHierarchy", Bool(true)),
+            ("kernel", Any),
+            ("kernelTCP", Any),
+            ("swappiness", Any),
+            ("disableOOMKiller", Any),
+            // cgroup v2 is hierarchical always, which no runtime lets a configuration forbid.
+            ("useHierarchy", Any),
             ("checkBeforeUpdate", Any),
         ]),
     ),
     ("pids", Object(&[("limit", Any)])),
+    (
+        "blockIO",
+        Object(&[
+            ("weight", Any),
+            // Of a scheduler that is in no kernel any more.
+            ("leafWeight", Zero),
+            (
+                "weightDevice",
+                List(&Object(&[
+                    ("major", Any),
+                    ("minor", Any),
+                    ("weight", Any),
+                    ("leafWeight", Zero),
+                ])),
+            ),
+            ("throttleReadBpsDevice", List(&THROTTLE)),
+            ("throttleWriteBpsDevice", List(&THROTTLE)),
+            ("throttleReadIOPSDevice", List(&THROTTLE)),
+            ("throttleWriteIOPSDevice", List(&THROTTLE)),
+        ]),
+    ),
+    ("hugepageLimits", List(&Object(&[("pageSize", Any), ("limit", Any)]))),
+    (
+        "network",
+        Object(&[
+            ("classID", Any),
+            ("priorities", List(&Object(&[("name", Any), ("priority", Any)]))),
+        ]),
+    ),
+    // Files of cgroup v2 by their names.
+    ("unified", Any),
 ]);
+
+const THROTTLE: Field = Object(&[("major", Any), ("minor", Any), ("rate", Any)]);
+
+/// Refuses the first field that is not honoured in limits alone, as an update has them.
+pub(super) fn check_resources(resources: &Value) -> Result<(), BundleError> {
+    let mut path = "linux.resources".to_owned();
+    if !resources.is_object() {
+        return Err(BundleError::Value {
+            path,
+            value: kind(resources).into(),
+            expected: "an object is expected",
+        });
+    }
+    walk(resources, Some(&RESOURCES), &mut path)
+}
 
 /// Refuses the first field that is not honoured.
 pub(super) fn check(spec: &Value) -> Result<(), BundleError> {
@@ -259,7 +309,6 @@ fn walk(value: &Value, field: Option<&Field>, path: &mut String) -> Result<(), B
             return Ok(());
         }
         (Text(accepted), Value::String(text)) => accepted.contains(&text.as_str()),
-        (Bool(accepted), Value::Bool(value)) => accepted == value,
         (Zero, Value::Number(number)) => number.as_i64() == Some(0),
         // A value of the wrong type is the typed parse's to refuse.
         _ => true,

@@ -8,12 +8,15 @@
 
 pub mod annotations;
 mod capabilities;
-mod cgroup;
+mod devices;
+pub mod features;
 mod fields;
 mod hooks;
+mod host_files;
 mod mounts;
 mod namespaces;
 mod process;
+pub mod resources;
 mod schedule;
 mod seccomp;
 mod standard;
@@ -28,9 +31,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use husk_protocol::agent::CreateRequest;
-use oci_spec::runtime::Spec;
-use serde_json::Value;
+use husk_protocol::agent::{self, CreateRequest};
+use oci_spec::runtime::{Process, Spec};
+use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::confinement::Confinement;
@@ -95,6 +98,15 @@ pub enum BundleError {
         value: String,
         expected: &'static str,
     },
+    #[error("config.json: {field}: {} cannot be read", path.display())]
+    Source {
+        field: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("there is no capability {0:?}")]
+    Capability(String),
     #[error(transparent)]
     User(#[from] UserError),
 }
@@ -117,8 +129,30 @@ impl Bundle {
     pub fn parse(dir: &Path, text: &[u8]) -> Result<Self, BundleError> {
         let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
         fields::check(&value)?;
-        translate::bundle(dir, &typed(text, value)?)
+        translate::bundle(dir, &typed(text, value.clone())?, &value)
     }
+}
+
+/// The version of the runtime specification whose `config.json` is read and whose documents are written.
+pub const SPEC_VERSION: &str = "1.3.0";
+
+/// Translates the text of a `process` object alone, as it is given for a further process of a container.
+///
+/// # Errors
+/// As [`Bundle::load`]; the paths begin with `process`.
+pub fn process(text: &[u8]) -> Result<agent::Process, BundleError> {
+    let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
+    fields::check(&json!({"process": value}))?;
+    let process: Process = serde_json::from_slice(text).map_err(BundleError::Spec)?;
+    process::translate(&process)
+}
+
+/// The set of the capabilities that are named, with or without `CAP_`; bit n is number n (capability.h).
+///
+/// # Errors
+/// A name that no capability has.
+pub fn capability_set(names: &[String]) -> Result<u64, BundleError> {
+    capabilities::from_names(names).map_err(|name| BundleError::Capability(name.into()))
 }
 
 /// The configuration in its types.

@@ -3,27 +3,19 @@
 use std::path::Path;
 
 use husk_protocol::agent::{self, CreateRequest, namespace};
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
+use oci_spec::runtime::{Linux, Spec};
+use serde_json::Value;
 
+use super::host_files::HostFiles;
 use super::namespaces::{self, has};
-use super::{Bundle, BundleError, annotations, capabilities, cgroup, hooks, mounts, process, seccomp, sysctl};
+use super::{Bundle, BundleError, annotations, devices, hooks, mounts, process, resources, seccomp, sysctl};
 use crate::confinement::Confinement;
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
 const MAX_NAME: usize = 64;
 
-/// The devices that every container has (OCI runtime specification, "Default Devices"), all character devices.
-const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-];
-
-/// Translates the configuration of the bundle in `dir`.
-pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
+/// Translates the configuration of the bundle in `dir`; `config` is the same as it stands in the file.
+pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, BundleError> {
     if !spec.version().starts_with("1.") {
         return Err(BundleError::Value {
             path: "ociVersion".into(),
@@ -62,16 +54,20 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
         root_propagation: propagation(linux.rootfs_propagation().as_deref())?,
         personality: linux.personality().as_ref().map(process::persona),
         namespaces,
-        devices: devices(linux.devices().as_deref().unwrap_or_default())?,
+        devices: devices::translate(linux.devices().as_deref().unwrap_or_default())?,
         masked_paths: paths("linux.maskedPaths", linux.masked_paths().as_deref())?,
         readonly_paths: paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?,
-        cgroup: cgroup_settings(linux)?,
+        resources: Some(resources::create(linux.resources().as_ref(), config, &root_path)?).into(),
+        cgroup_path: cgroup_path(linux)?,
         seccomp: linux.seccomp().as_ref().map(seccomp::translate).transpose()?.into(),
         ..Default::default()
     };
-    check_device_rules(linux, request.process.capabilities.bounding)?;
+    let mut carried = HostFiles::new(dir, &root_path);
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        request.mounts.push(mounts::translate(index, mount)?);
+        request.mounts.push(match carried.mount(index, mount)? {
+            Some(mount) => mount,
+            None => mounts::translate(index, mount)?,
+        });
     }
     let annotations = spec.annotations().clone().into_iter().flatten().collect();
     Ok(Bundle {
@@ -98,6 +94,18 @@ fn listed(hooks: Vec<agent::Hook>) -> protobuf::MessageField<agent::Hooks> {
     listed.into()
 }
 
+/// A path that is not UTF-8 could not be said to the agent.
+fn cgroup_path(linux: &Linux) -> Result<String, BundleError> {
+    let Some(path) = linux.cgroups_path() else {
+        return Ok(String::new());
+    };
+    let path = path.to_str().ok_or_else(|| BundleError::Invalid {
+        path: "linux.cgroupsPath".into(),
+        fault: "is not UTF-8",
+    })?;
+    resources::cgroup_path(path)
+}
+
 /// A text that says something.
 fn given(text: Option<&String>) -> Option<String> {
     text.filter(|text| !text.is_empty()).cloned()
@@ -112,35 +120,6 @@ fn propagation(name: Option<&str>) -> Result<u64, BundleError> {
             expected: "private, slave, shared or unbindable is expected, or one of them with an r before it",
         }),
     }
-}
-
-fn cgroup_settings(linux: &Linux) -> Result<Vec<agent::CgroupSetting>, BundleError> {
-    match linux.resources() {
-        Some(resources) => cgroup::translate(resources),
-        None => Ok(Vec::new()),
-    }
-}
-
-/// The rule that denies all devices holds by itself where no device node can be made: the guest has the container's
-/// default devices and no others of the host's.
-fn check_device_rules(linux: &Linux, bounding: u64) -> Result<(), BundleError> {
-    let rules = linux
-        .resources()
-        .as_ref()
-        .and_then(|resources| resources.devices().as_deref());
-    for (index, rule) in rules.unwrap_or_default().iter().enumerate() {
-        let path = format!("linux.resources.devices[{index}]");
-        if rule.access().as_deref() != Some("rwm") {
-            return Err(BundleError::Unsupported(path));
-        }
-        if bounding & capabilities::MKNOD != 0 {
-            return Err(BundleError::Invalid {
-                path,
-                fault: "cannot be kept yet by a process that has CAP_MKNOD",
-            });
-        }
-    }
-    Ok(())
 }
 
 /// A host or domain name, which needs a UTS namespace of the container's own.
@@ -171,39 +150,4 @@ fn paths(field: &str, list: Option<&[String]>) -> Result<Vec<String>, BundleErro
         }),
         None => Ok(list.to_vec()),
     }
-}
-
-/// The default devices, with what the configuration says of any of them.
-fn devices(list: &[LinuxDevice]) -> Result<Vec<agent::Device>, BundleError> {
-    let mut devices: Vec<_> = DEFAULT_DEVICES
-        .iter()
-        .map(|(path, major, minor)| agent::Device {
-            path: (*path).into(),
-            mode: libc::S_IFCHR | 0o666,
-            major: *major,
-            minor: *minor,
-            ..Default::default()
-        })
-        .collect();
-    for (index, device) in list.iter().enumerate() {
-        // Any other device would be one of the host's, which the guest does not have.
-        let known = devices.iter_mut().find(|known| {
-            device.path().as_os_str() == known.path.as_str()
-                && matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U)
-                && device.major() == i64::from(known.major)
-                && device.minor() == i64::from(known.minor)
-        });
-        let Some(known) = known else {
-            return Err(BundleError::UnsupportedValue {
-                path: format!("linux.devices[{index}]"),
-                value: format!("{:?}", device.path().to_string_lossy()),
-            });
-        };
-        if let Some(mode) = device.file_mode() {
-            known.mode = libc::S_IFCHR | mode & 0o777;
-        }
-        known.uid = device.uid().unwrap_or(0);
-        known.gid = device.gid().unwrap_or(0);
-    }
-    Ok(devices)
 }

@@ -1,7 +1,9 @@
 //! What `state.json` says.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::hooks::Hooks;
 use husk_protocol::agent;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +26,23 @@ pub struct State {
     pub console: bool,
     /// Its containers, in the order in which they were made.
     pub containers: Vec<Container>,
+    /// Whether its directory stays when it has ended, until somebody removes it.
+    #[serde(default)]
+    pub kept: bool,
+    /// How its first container's process has ended, once the sandbox has ended.
+    #[serde(default)]
+    pub exit: Option<Exit>,
+}
+
+/// How a container's first process has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The exit code, or 128 and the signal's number.
+    pub status: u8,
+    /// Wall-clock time in nanoseconds since the epoch.
+    pub at_ns: u64,
+    /// Whether the container's memory limit has killed a process of it.
+    pub oom_killed: bool,
 }
 
 /// A container of a sandbox.
@@ -33,6 +52,18 @@ pub struct Container {
     pub name: String,
     /// The directory on the host that its root file system was made from.
     pub root: PathBuf,
+    /// The OCI bundle that it was made from.
+    #[serde(default)]
+    pub bundle: Option<PathBuf>,
+    /// The annotations of its `config.json`.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// Programs of the host that run at points of its life.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// The longest that its hooks in the guest may take at its start, in seconds.
+    #[serde(default)]
+    pub start_hooks_s: u64,
     /// Its first process, on which further ones are modelled.
     pub process: ContainerProcess,
 }
