@@ -154,6 +154,17 @@ fn senseless() -> Vec<(&'static str, Value, &'static str)> {
             "CAP_NONSENSE",
         ),
         ("/process/user", json!({"uid": -1, "gid": 0}), "-1"),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_NONSENSE"}),
+            "SCMP_ACT_NONSENSE",
+        ),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {"secs": 1}}),
+            "linux.timeOffsets",
+        ),
+        ("/process/ioPriority", json!({"priority": 9}), "process.ioPriority"),
         ("/root/path", json!("no-such-directory"), "no-such-directory"),
         ("/hostname", json!("x".repeat(65)), "hostname"),
         ("/linux/namespaces/-", json!({"type": "pid"}), "namespaces"),

@@ -4,6 +4,9 @@
 //! misspelt one) is found as well as one that is known and not honoured. A field without content (`null`, `[]`, `{}`)
 //! asks for nothing and passes.
 
+#[cfg(test)]
+mod table;
+
 use serde_json::Value;
 
 use super::BundleError;

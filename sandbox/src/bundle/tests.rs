@@ -262,6 +262,8 @@ fn fields_that_are_not_honoured_are_named() {
 fn values_out_of_range_are_named() {
     for (pointer, value, path) in [
         ("/ociVersion", json!("2.0.0"), "ociVersion"),
+        ("/ociVersion", json!("1.x"), "ociVersion"),
+        ("/ociVersion", json!(""), "ociVersion"),
         ("/process/args", json!([]), "process.args"),
         ("/process/cwd", json!("tmp"), "process.cwd"),
         ("/process/env", json!(["PATH"]), "process.env[0]"),
@@ -353,6 +355,73 @@ fn wrong_types_are_told_with_their_place() {
         Bundle::parse(Path::new("/"), b"[]"),
         Err(BundleError::Value { .. })
     ));
+}
+
+#[test]
+fn words_that_nobody_knows_are_told() {
+    let seccomp = |key: &str, value: Value| {
+        let mut profile = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+        profile[key] = value;
+        profile
+    };
+    for (pointer, value, word) in [
+        (
+            "/linux/seccomp",
+            seccomp("defaultAction", json!("SCMP_ACT_X")),
+            "SCMP_ACT_X",
+        ),
+        (
+            "/linux/seccomp",
+            seccomp("architectures", json!(["SCMP_ARCH_X"])),
+            "SCMP_ARCH_X",
+        ),
+        (
+            "/linux/seccomp",
+            seccomp("flags", json!(["SECCOMP_FILTER_FLAG_X"])),
+            "SECCOMP_FILTER_FLAG_X",
+        ),
+        (
+            "/linux/seccomp",
+            seccomp(
+                "syscalls",
+                json!([{"names": ["x"], "action": "SCMP_ACT_LOG", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_X"}]}]),
+            ),
+            "SCMP_CMP_X",
+        ),
+        ("/linux/personality", json!({"domain": "SOLARIS"}), "SOLARIS"),
+        ("/linux/namespaces/-", json!({"type": "dreams"}), "dreams"),
+        ("/process/scheduler", json!({"policy": "SCHED_X"}), "SCHED_X"),
+        (
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_X"}),
+            "IOPRIO_CLASS_X",
+        ),
+    ] {
+        let mut spec = minimal();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        match spec.pointer_mut(parent).unwrap() {
+            Value::Array(elements) => elements.push(value),
+            parent => parent[name] = value,
+        }
+        let BundleError::Spec(source) = parse(&spec).unwrap_err() else {
+            panic!("{pointer} {word}")
+        };
+        assert!(source.to_string().contains(word), "{source}");
+    }
+}
+
+#[test]
+fn what_stands_twice_or_is_too_deep_is_refused() {
+    let text = minimal().to_string();
+    let twice = text.replacen('{', "{\"hostname\": \"other\", ", 1);
+    let BundleError::Spec(source) = Bundle::parse(Path::new("/"), twice.as_bytes()).unwrap_err() else {
+        panic!()
+    };
+    assert!(source.to_string().contains("hostname"), "{source}");
+    let deep = "[".repeat(100_000);
+    for text in [deep.as_bytes(), b"{} {}", b"\xff\xfe", b"", b"{\"a\": 1,}"] {
+        assert!(matches!(Bundle::parse(Path::new("/"), text), Err(BundleError::Json(_))));
+    }
 }
 
 #[test]

@@ -16,11 +16,11 @@ const MAX_NAME: usize = 64;
 
 /// Translates the configuration of the bundle in `dir`; `config` is the same as it stands in the file.
 pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, BundleError> {
-    if !spec.version().starts_with("1.") {
+    if !is_known_version(spec.version()) {
         return Err(BundleError::Value {
             path: "ociVersion".into(),
             value: spec.version().clone(),
-            expected: "1.x is expected",
+            expected: "a version 1.x.y is expected",
         });
     }
     let root = spec.root().as_ref().ok_or(BundleError::Missing("root"))?;
@@ -109,6 +109,13 @@ fn cgroup_path(linux: &Linux) -> Result<String, BundleError> {
 /// A text that says something.
 fn given(text: Option<&String>) -> Option<String> {
     text.filter(|text| !text.is_empty()).cloned()
+}
+
+/// Whether a version (semver.org) is of the specification's first major one, in which nothing changes its meaning.
+fn is_known_version(version: &str) -> bool {
+    let release = version.split(['-', '+']).next().unwrap_or_default();
+    let numbers: Vec<_> = release.split('.').map(str::parse::<u32>).collect();
+    matches!(numbers.as_slice(), [Ok(1), Ok(_), Ok(_)])
 }
 
 fn propagation(name: Option<&str>) -> Result<u64, BundleError> {
