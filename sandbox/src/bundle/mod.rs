@@ -44,6 +44,7 @@ use users::UserError;
 /// The longest `config.json` that is read, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
 
+/// A flag that oci-spec 0.10 spells otherwise than the specification does.
 const DEADLINE_OVERRUN: &str = "SCHED_FLAG_DL_OVERRUN";
 const DEADLINE_OVERRUN_OF_THE_CRATE: &str = "SCHED_FLAG_D_L_OVERRUN";
 
@@ -157,21 +158,42 @@ pub fn capability_set(names: &[String]) -> Result<u64, BundleError> {
 
 /// The configuration in its types.
 fn typed(text: &[u8], mut value: Value) -> Result<Spec, BundleError> {
-    // oci-spec 0.10 spells this flag otherwise than the specification does.
+    // From the text and not from the value, so that a type error tells line and column.
+    let error = match serde_json::from_slice(text) {
+        Ok(spec) => return Ok(spec),
+        Err(error) => error,
+    };
+    if adapt(&mut value) {
+        return serde_json::from_value(value).map_err(BundleError::Spec);
+    }
+    Err(BundleError::Spec(error))
+}
+
+/// Changes what the types do not take though the specification does; says whether there is any of it.
+fn adapt(value: &mut Value) -> bool {
+    let mut is_adapted = false;
     let flags = value
         .pointer_mut("/process/scheduler/flags")
         .and_then(Value::as_array_mut);
-    let mut misspelt = false;
     for flag in flags.into_iter().flatten().filter(|flag| *flag == DEADLINE_OVERRUN) {
         *flag = DEADLINE_OVERRUN_OF_THE_CRATE.into();
-        misspelt = true;
+        is_adapted = true;
     }
-    match misspelt {
-        true => serde_json::from_value(value),
-        // From the text and not from the value, so that a type error tells line and column.
-        false => serde_json::from_slice(text),
+    // Objects without content ask for nothing, but the types want members of some.
+    let mut left = vec![value];
+    while let Some(value) = left.pop() {
+        match value {
+            Value::Object(members) => {
+                let before = members.len();
+                members.retain(|_, member| !member.as_object().is_some_and(serde_json::Map::is_empty));
+                is_adapted |= members.len() < before;
+                left.extend(members.values_mut());
+            }
+            Value::Array(elements) => left.extend(elements),
+            _ => {}
+        }
     }
-    .map_err(BundleError::Spec)
+    is_adapted
 }
 
 fn read_config(path: &Path) -> Result<Vec<u8>, BundleError> {

@@ -358,6 +358,24 @@ fn wrong_types_are_told_with_their_place() {
 }
 
 #[test]
+fn objects_without_content_ask_for_nothing() {
+    let mut spec = minimal();
+    for (pointer, name) in [
+        ("/linux", "seccomp"),
+        ("/linux", "personality"),
+        ("/process", "scheduler"),
+        ("/process", "ioPriority"),
+        ("", "hooks"),
+        ("", "windows"),
+    ] {
+        spec.pointer_mut(pointer).unwrap()[name] = json!({});
+    }
+    let request = parse(&spec).unwrap().request;
+    assert!(request.seccomp.is_none() && request.process.scheduler.is_none());
+    assert_eq!(request.process.args, ["sh", "-c", "true"]);
+}
+
+#[test]
 fn words_that_nobody_knows_are_told() {
     let seccomp = |key: &str, value: Value| {
         let mut profile = json!({"defaultAction": "SCMP_ACT_ALLOW"});
