@@ -10,6 +10,7 @@
 //!    [`confinement`] under which the program runs comes from the bundle;
 //! 5. [`guest`]: the agent is told to create containers and processes, and says when they end;
 //! 6. [`lifecycle`]: what another process than the owner may do with a container, and when;
+//!    what it costs the host is in [`host_cgroup`];
 //! 7. [`timeline`] knows when each of these points was reached.
 //!
 //! The crate knows neither KVM nor containerd; OCI JSON is known in [`bundle`] alone.
@@ -20,6 +21,7 @@ pub mod artefacts;
 pub mod bundle;
 pub mod confinement;
 pub mod guest;
+pub mod host_cgroup;
 pub mod image;
 pub mod keeper;
 pub mod kernel;

@@ -25,6 +25,7 @@ use ttrpc::Code;
 
 use crate::bundle::resources::Update;
 use crate::guest::{Guest, GuestError, ProcessId};
+use crate::host_cgroup::{self, HostCgroupError};
 use crate::machine::{Link, LinkError, open_process};
 use crate::rundir::{self, Found, RunDirError, RunRoot};
 
@@ -86,6 +87,8 @@ pub enum LifecycleError {
     },
     #[error("no descriptor is left")]
     Descriptor(#[source] io::Error),
+    #[error(transparent)]
+    HostCgroup(#[from] HostCgroupError),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
     #[error(transparent)]
@@ -357,6 +360,9 @@ impl Container {
         if self.found.alive {
             // Its status may be ahead of its owner, who still passes on the last output.
             self.wait(root, Some(self.patience))?;
+        }
+        if let Some(cgroup) = &self.found.state.cgroup {
+            host_cgroup::remove(cgroup, self.patience)?;
         }
         match root.forget(self.name()) {
             // The owner has removed it itself.

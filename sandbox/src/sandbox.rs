@@ -37,6 +37,8 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// How long the guest may take to boot, and to answer a call.
     pub patience: Duration,
+    /// The cgroup on the host that the sandbox is in, if it has one of its own.
+    pub cgroup: Option<PathBuf>,
     /// The host's policies that confine the machine, and so all of its containers.
     pub confinement: Confinement,
 }
@@ -145,6 +147,7 @@ impl Sandbox {
             memory_mib: options.memory_mib,
             console: options.console,
             containers: Vec::new(),
+            cgroup: options.cgroup.clone(),
             kept: false,
             exit: None,
         };

@@ -158,6 +158,32 @@ fn a_killed_monitor_takes_its_machine_along_and_leaves_a_stopped_container() {
     container.delete();
 }
 
+#[test]
+fn the_hosts_cgroup_holds_the_machine_and_goes_with_the_container() {
+    let host = Host::new();
+    let parent = Path::new("/sys/fs/cgroup/husk-e2e");
+    let bundle = Bundle::of_script(&host, busybox(), WAITER).with("/linux/cgroupsPath", "/husk-e2e/box");
+    let container = Container::create(&host, &bundle, "accounted");
+    let inside = fs::read_to_string(parent.join("box/cgroup.procs")).unwrap();
+    assert!(
+        inside.lines().any(|pid| pid == container.process().pid.to_string()),
+        "{inside}"
+    );
+    assert!(inside.lines().count() >= 2, "the monitor and the machine in {inside:?}");
+    container.delete();
+    assert!(!parent.join("box").exists());
+    let broken = bundle.with("/process/args", json!(["no-such-command"]));
+    host.husk()
+        .bundle(&broken)
+        .option("broken")
+        .command(["create"])
+        .exits(127);
+    // The keeper removes it when the machine has ended.
+    host.leftovers();
+    assert!(!parent.join("box").exists());
+    fs::remove_dir(parent).unwrap();
+}
+
 /// Takes the terminal that comes over a console socket.
 fn accept_terminal(listener: &UnixListener) -> fs::File {
     let (stream, _) = listener.accept().unwrap();

@@ -25,6 +25,9 @@ pub struct State {
     pub console: bool,
     /// Its containers, in the order in which they were made.
     pub containers: Vec<Container>,
+    /// The cgroup on the host that it is in, if it has one of its own.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
     /// Whether its directory stays when it has ended, until somebody removes it.
     #[serde(default)]
     pub kept: bool,
