@@ -13,9 +13,6 @@ use crate::own::{self, Charge, StreamChoice};
 use crate::run::absolute;
 use crate::{doctor, monitor};
 
-/// Guest memory of a container that nobody has given a size, in MiB.
-const MEMORY_MIB: u32 = 512;
-
 pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
     rundir::check_name(&args.id)?;
     check_descriptors(&args.pid)?;
@@ -27,8 +24,8 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
         name: args.id.clone(),
         cache: Cache::open(&cache, DEFAULT_LIMIT)?,
         options: Options {
-            cpus: 1,
-            memory_mib: MEMORY_MIB,
+            cpus: bundle.machine.cpus,
+            memory_mib: bundle.machine.memory_mib,
             disks: 1,
             console: false,
             kernel: None,

@@ -44,8 +44,8 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     let cache = args.image_cache.clone().unwrap_or_else(artefacts::default_image_cache);
     let cache = Cache::open(&cache, DEFAULT_LIMIT)?;
     let options = Options {
-        cpus: args.cpus,
-        memory_mib: args.memory,
+        cpus: args.cpus.unwrap_or(bundle.machine.cpus),
+        memory_mib: args.memory.unwrap_or(bundle.machine.memory_mib),
         disks: 1,
         console: args.console,
         kernel: args.kernel.clone(),

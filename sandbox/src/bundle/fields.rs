@@ -28,7 +28,7 @@ use Field::{Any, List, Map, Object, Text, Zero};
 
 const SPEC: Field = Object(&[
     ("ociVersion", Any),
-    ("annotations", Any),
+    ("annotations", Map(&Any)),
     ("hostname", Any),
     ("domainname", Any),
     ("root", Object(&[("path", Any), ("readonly", Any)])),
@@ -42,8 +42,26 @@ const SPEC: Field = Object(&[
         ])),
     ),
     ("process", PROCESS),
+    (
+        "hooks",
+        Object(&[
+            ("prestart", HOOKS),
+            ("createRuntime", HOOKS),
+            ("createContainer", HOOKS),
+            ("startContainer", HOOKS),
+            ("poststart", HOOKS),
+            ("poststop", HOOKS),
+        ]),
+    ),
     ("linux", LINUX),
 ]);
+
+const HOOKS: Field = List(&Object(&[
+    ("path", Any),
+    ("args", List(&Any)),
+    ("env", List(&Any)),
+    ("timeout", Any),
+]));
 
 const PROCESS: Field = Object(&[
     ("terminal", Any),

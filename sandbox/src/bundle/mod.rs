@@ -6,10 +6,12 @@
 //! values become files of cgroup v2. [`Bundle::standard`] makes the same from a root directory alone, with the
 //! defaults that container tools agree on.
 
+pub mod annotations;
 mod capabilities;
 mod devices;
 pub mod features;
 mod fields;
+mod hooks;
 mod host_files;
 mod mounts;
 mod namespaces;
@@ -35,6 +37,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::confinement::Confinement;
+use crate::hooks::Hooks;
 pub use standard::Standard;
 use users::UserError;
 
@@ -53,6 +56,10 @@ pub struct Bundle {
     pub dir: Option<PathBuf>,
     /// The annotations of the `config.json`.
     pub annotations: BTreeMap<String, String>,
+    /// What the machine is to be where nobody says otherwise.
+    pub machine: annotations::Machine,
+    /// Programs of the host that run at points of the container's life.
+    pub hooks: Hooks,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
     /// The host's policies that are to confine the container.

@@ -167,9 +167,51 @@ fn what_a_container_has_of_its_own_is_translated() {
 }
 
 #[test]
+fn hooks_are_parted_between_host_and_guest() {
+    let mut spec = minimal();
+    let hook = |name: &str| json!([{"path": format!("/{name}"), "args": [name, "x"], "env": ["A=b"], "timeout": 5}]);
+    for kind in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "startContainer",
+        "poststart",
+        "poststop",
+    ] {
+        spec["hooks"][kind] = hook(kind);
+    }
+    spec["hooks"]["poststop"][0]["timeout"] = json!(null);
+    let Bundle {
+        hooks, request, dir, ..
+    } = parse(&spec).unwrap();
+    let paths: Vec<_> = hooks.create.iter().map(|hook| hook.path.to_str().unwrap()).collect();
+    assert_eq!(paths, ["/prestart", "/createRuntime"]);
+    assert_eq!((hooks.poststart.len(), hooks.poststart[0].timeout), (1, 5));
+    assert_eq!(
+        (hooks.poststop[0].field.as_str(), hooks.poststop[0].timeout),
+        ("hooks.poststop[0]", 60)
+    );
+    let created = &request.create_hooks.hooks[0];
+    assert_eq!((created.path.as_str(), created.timeout_s), ("/createContainer", 5));
+    assert_eq!(
+        (created.args.as_slice(), created.env.as_slice()),
+        (
+            &["createContainer".to_owned(), "x".to_owned()][..],
+            &["A=b".to_owned()][..]
+        )
+    );
+    assert_eq!(request.start_hooks.hooks[0].field, "hooks.startContainer[0]");
+    assert_eq!(dir.as_deref(), Some(Path::new("/bundle")));
+}
+
+#[test]
 fn fields_that_are_not_honoured_are_named() {
     for (pointer, value, path) in [
-        ("/hooks", json!({"prestart": [{"path": "/x"}]}), "hooks"),
+        (
+            "/hooks",
+            json!({"prestart": [{"path": "/x", "dir": "/"}]}),
+            "hooks.prestart[0].dir",
+        ),
         (
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
@@ -279,6 +321,17 @@ fn values_out_of_range_are_named() {
             "/process/execCPUAffinity",
             json!({"final": "5-1"}),
             "process.execCPUAffinity.final",
+        ),
+        ("/hooks", json!({"poststop": [{"path": "x"}]}), "hooks.poststop[0].path"),
+        (
+            "/hooks",
+            json!({"poststart": [{"path": "/x", "timeout": 0}]}),
+            "hooks.poststart[0].timeout",
+        ),
+        (
+            "/hooks",
+            json!({"createContainer": [{"path": "/x", "env": ["X"]}]}),
+            "hooks.createContainer[0].env[0]",
         ),
         ("/root", json!(null), "root"),
         ("/process", json!(null), "process"),

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::host_files::HostFiles;
 use super::namespaces::{self, has};
-use super::{Bundle, BundleError, devices, mounts, process, resources, seccomp, sysctl};
+use super::{Bundle, BundleError, annotations, devices, hooks, mounts, process, resources, seccomp, sysctl};
 use crate::confinement::Confinement;
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
@@ -32,7 +32,13 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
     let process = spec.process().as_ref().ok_or(BundleError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(BundleError::Missing("linux"))?;
     let namespaces = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
+    let hooks = match spec.hooks() {
+        Some(hooks) => hooks::translate(hooks)?,
+        None => hooks::Translated::default(),
+    };
     let mut request = CreateRequest {
+        create_hooks: listed(hooks.create_container),
+        start_hooks: listed(hooks.start_container),
         process: Some(process::translate(process)?).into(),
         root: Some(agent::Root {
             read_only: root.readonly().unwrap_or(false),
@@ -63,11 +69,13 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
             None => mounts::translate(index, mount)?,
         });
     }
-    let annotations = spec.annotations().iter().flatten();
+    let annotations = spec.annotations().clone().into_iter().flatten().collect();
     Ok(Bundle {
         root: root_path,
-        dir: Some(dir.into()),
-        annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
+        dir: Some(dir.to_owned()),
+        machine: annotations::machine(&annotations)?,
+        annotations,
+        hooks: hooks.host,
         request,
         confinement: Confinement {
             apparmor_profile: given(process.apparmor_profile().as_ref()),
@@ -87,6 +95,15 @@ fn cgroup_path(linux: &Linux) -> Result<String, BundleError> {
         fault: "is not UTF-8",
     })?;
     resources::cgroup_path(path)
+}
+
+/// Hooks of the guest; what they are told comes when the container has a name.
+fn listed(hooks: Vec<agent::Hook>) -> protobuf::MessageField<agent::Hooks> {
+    let listed = (!hooks.is_empty()).then(|| agent::Hooks {
+        hooks,
+        ..Default::default()
+    });
+    listed.into()
 }
 
 /// A text that says something.

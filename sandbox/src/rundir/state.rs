@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::hooks::Hooks;
 use husk_protocol::agent;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,12 @@ pub struct Container {
     /// The annotations of its `config.json`.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+    /// The programs of the host that run at points of its life.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// How long the hooks in the guest may take at its start, in seconds.
+    #[serde(default)]
+    pub start_hooks_s: u64,
     /// Its first process, on which further ones are modelled.
     pub process: ContainerProcess,
 }
