@@ -110,6 +110,12 @@ pub(crate) enum Command {
     Spec(SpecArgs),
     /// Print what this runtime supports (the OCI runtime specification's features document)
     Features,
+    /// Write manual pages and shell completions below DIR
+    #[command(hide = true)]
+    Documentation {
+        /// Where to write them
+        dir: PathBuf,
+    },
 }
 
 /// Run a container in a new virtual machine

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use husk_sandbox::artefacts;
 use husk_sandbox::bundle::Bundle;
+use husk_sandbox::host_cgroup;
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::rundir;
 use husk_sandbox::sandbox::Options;
@@ -28,6 +29,7 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
             disks: 1,
             console: false,
             kernel: None,
+            cgroup: host_cgroup::directory(&bundle.request.cgroup_path),
             confinement: bundle.confinement.clone(),
             patience: global.patience(),
         },

@@ -50,6 +50,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
         console: args.console,
         kernel: args.kernel.clone(),
         patience: global.patience(),
+        cgroup: None,
         confinement: bundle.confinement.clone(),
     };
     if args.detach {
@@ -67,7 +68,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     }
     let root = RunRoot::open(&global.root())?;
     // Before the first thread, and before there is anything to clean up.
-    let _keeper = Keeper::start(root.path(), &name)?;
+    let _keeper = Keeper::start(root.path(), &name, None)?;
     let dir = root.create(&name)?;
     if let Some(path) = &args.pid_file {
         monitor::write_pid_file(path)?;

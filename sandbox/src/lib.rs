@@ -9,9 +9,10 @@
 //! 4. [`image`] makes or finds the root file system's image, which is then put into one of the machine's disk slots;
 //!    [`confinement`] under which the program runs comes from the bundle;
 //! 5. [`guest`]: the agent is told to create containers and processes, and says when they end;
-//! 6. [`hooks`] run at the points of that life where the bundle wants them;
-//! 7. [`lifecycle`]: what another process than the owner may do with a container, and when;
-//! 8. [`timeline`] knows when each of these points was reached.
+//! 6. [`lifecycle`]: what another process than the owner may do with a container, and when;
+//!    [`hooks`] run at the points of that life where the bundle wants them, and what it costs the host is in
+//!    [`host_cgroup`];
+//! 7. [`timeline`] knows when each of these points was reached.
 //!
 //! The crate knows neither KVM nor containerd; OCI JSON is known in [`bundle`] alone.
 
@@ -22,6 +23,7 @@ pub mod bundle;
 pub mod confinement;
 pub mod guest;
 pub mod hooks;
+pub mod host_cgroup;
 pub mod image;
 pub mod keeper;
 pub mod kernel;

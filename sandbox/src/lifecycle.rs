@@ -26,6 +26,7 @@ use ttrpc::Code;
 use crate::bundle::resources::Update;
 use crate::guest::{Guest, GuestError, ProcessId};
 use crate::hooks::{HookError, Subject};
+use crate::host_cgroup::{self, HostCgroupError};
 use crate::machine::{Link, LinkError, open_process};
 use crate::rundir::{self, Found, RunDirError, RunRoot};
 
@@ -88,13 +89,15 @@ pub enum LifecycleError {
     #[error("no descriptor is left")]
     Descriptor(#[source] io::Error),
     #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error(transparent)]
+    HostCgroup(#[from] HostCgroupError),
+    #[error(transparent)]
     RunDir(#[from] RunDirError),
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error(transparent)]
     Guest(#[from] GuestError),
-    #[error(transparent)]
-    Hook(#[from] HookError),
 }
 
 impl Container {
@@ -197,7 +200,7 @@ impl Container {
     /// Lets its first process execute.
     ///
     /// # Errors
-    /// It is not in the status "created"; the command cannot be executed; a hook has failed, and with it the container.
+    /// It is not in the status "created"; the command cannot be executed.
     pub fn start(&self) -> Result<(), LifecycleError> {
         let process = self.process()?;
         match self.status()? {
@@ -205,8 +208,8 @@ impl Container {
             status => return Err(self.refuse(status, "started")),
         }
         let definition = self.definition()?;
-        let time = Duration::from_secs(definition.start_hooks_s);
-        self.guest()?.start_with_hooks(&process, time)?;
+        let hooks = Duration::from_secs(definition.start_hooks_s);
+        self.guest()?.start_with_hooks(&process, hooks)?;
         if let Err(error) = definition.hooks.run_poststart(&self.subject(definition)) {
             self.end()?;
             return Err(error.into());
@@ -214,7 +217,7 @@ impl Container {
         Ok(())
     }
 
-    /// What its hooks are told.
+    /// What hooks are told of it.
     fn subject(&self, definition: &rundir::Container) -> Subject {
         Subject {
             id: self.name().into(),
@@ -376,6 +379,9 @@ impl Container {
         if self.found.alive {
             // Its status may be ahead of its owner, who still passes on the last output.
             self.wait(root, Some(self.patience))?;
+        }
+        if let Some(cgroup) = &self.found.state.cgroup {
+            host_cgroup::remove(cgroup, self.patience)?;
         }
         match root.forget(self.name()) {
             // The owner has removed it itself.

@@ -38,6 +38,8 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// How long the guest may take to boot, and to answer a call.
     pub patience: Duration,
+    /// The cgroup on the host that the sandbox is in, if it has one of its own.
+    pub cgroup: Option<PathBuf>,
     /// The host's policies that confine the machine, and so all of its containers.
     pub confinement: Confinement,
 }
@@ -159,6 +161,7 @@ impl Sandbox {
             memory_mib: options.memory_mib,
             console: options.console,
             containers: Vec::new(),
+            cgroup: options.cgroup.clone(),
             kept: false,
             exit: None,
         };
@@ -288,7 +291,7 @@ impl Sandbox {
             id: name.into(),
             pid: std::process::id(),
             bundle: dir.clone().unwrap_or_else(|| root.clone()),
-            annotations: annotations.clone(),
+            annotations,
         };
         for (hooks, status) in [
             (&mut request.create_hooks, "creating"),
@@ -298,11 +301,10 @@ impl Sandbox {
                 (hooks.before_pid, hooks.after_pid) = hooks::state_around_pid(&subject, status);
             }
         }
-        let start = guest::time_of(request.start_hooks.as_ref());
         lock(&self.attended).push(Attended {
             hooks: hooks.clone(),
             subject: subject.clone(),
-            start,
+            start: guest::time_of(request.start_hooks.as_ref()),
         });
         let guest = self.guest()?;
         request.container = name.into();
@@ -320,9 +322,9 @@ impl Sandbox {
             name: name.into(),
             root,
             bundle: dir,
-            annotations,
+            annotations: subject.annotations,
             hooks,
-            start_hooks_s: start.as_secs(),
+            start_hooks_s: guest::time_of(request.start_hooks.as_ref()).as_secs(),
             process: ContainerProcess::from(&*request.process),
         });
         self.dir.write_state(&state)?;
@@ -415,14 +417,16 @@ impl Sandbox {
     /// # Errors
     /// The run directory cannot be removed or written to.
     pub fn end(&self, exit: Exit) -> Result<(), SandboxError> {
-        let mut state = lock(&self.state);
-        if !state.kept {
-            return self.remove();
+        {
+            let mut state = lock(&self.state);
+            if state.kept {
+                state.exit = Some(exit);
+                self.dir.write_state(&state)?;
+                self.machine.hang_up();
+                return Ok(());
+            }
         }
-        state.exit = Some(exit);
-        self.dir.write_state(&state)?;
-        self.machine.hang_up();
-        Ok(())
+        self.remove()
     }
 
     /// Ends the machine without waiting for it and removes the run directory: the name is free at once. Then the

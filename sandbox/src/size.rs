@@ -18,9 +18,11 @@ pub enum SizeError {
     Much,
 }
 
-/// A size in bytes with an optional unit, as docker takes it; none if it is no size.
-#[must_use]
-pub fn bytes(text: &str) -> Option<u64> {
+/// A size in bytes with an optional unit, as docker takes it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn bytes(text: &str) -> Result<u64, SizeError> {
     let lower = text.to_ascii_lowercase();
     let number = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let shift = match &lower[number.len()..] {
@@ -29,17 +31,18 @@ pub fn bytes(text: &str) -> Option<u64> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
-        _ => return None,
+        _ => return Err(SizeError::Form),
     };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+    let number: u64 = number.parse().map_err(|_| SizeError::Form)?;
+    number.checked_mul(1 << shift).ok_or(SizeError::Much)
 }
 
-/// A size as [`bytes`] reads it, to whole MiB that a guest can have.
+/// The same, to whole MiB that a guest can have.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn memory_mib(text: &str) -> Result<u32, SizeError> {
-    let bytes = bytes(text).ok_or(SizeError::Form)?;
+    let bytes = bytes(text)?;
     match u32::try_from(bytes.div_ceil(1 << 20)) {
         Ok(..MIN_MEMORY_MIB) => Err(SizeError::Little),
         Ok(mib @ ..=MAX_MEMORY_MIB) => Ok(mib),
@@ -63,7 +66,7 @@ mod tests {
             ("1M", Err(SizeError::Little)),
             ("2T", Err(SizeError::Much)),
             ("99999999999999999999", Err(SizeError::Form)),
-            ("99999999999999T", Err(SizeError::Form)),
+            ("99999999999999T", Err(SizeError::Much)),
             ("", Err(SizeError::Form)),
             ("5X", Err(SizeError::Form)),
             ("-5M", Err(SizeError::Form)),

@@ -26,6 +26,9 @@ pub struct State {
     pub console: bool,
     /// Its containers, in the order in which they were made.
     pub containers: Vec<Container>,
+    /// The cgroup on the host that it is in, if it has one of its own.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
     /// Whether its directory stays when it has ended, until somebody removes it.
     #[serde(default)]
     pub kept: bool,
@@ -58,10 +61,10 @@ pub struct Container {
     /// The annotations of its `config.json`.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// Programs of the host that run at points of its life.
+    /// The programs of the host that run at points of its life.
     #[serde(default)]
     pub hooks: Hooks,
-    /// The longest that its hooks in the guest may take at its start, in seconds.
+    /// How long the hooks in the guest may take at its start, in seconds.
     #[serde(default)]
     pub start_hooks_s: u64,
     /// Its first process, on which further ones are modelled.
