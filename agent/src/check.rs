@@ -51,6 +51,17 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
         check_text(&format!("sysctls[{index}].path"), &sysctl.path)?;
         check_text(&format!("sysctls[{index}].value"), &sysctl.value)?;
     }
+    for (field, hooks) in [
+        ("create_hooks", &request.create_hooks),
+        ("start_hooks", &request.start_hooks),
+    ] {
+        for (index, hook) in hooks.iter().flat_map(|hooks| &hooks.hooks).enumerate() {
+            check_path(&format!("{field}.hooks[{index}].path"), &hook.path)?;
+            for text in hook.args.iter().chain(&hook.env) {
+                check_text(&format!("{field}.hooks[{index}]"), text)?;
+            }
+        }
+    }
     for (index, offset) in request.time_offsets.iter().enumerate() {
         if !["monotonic", "boottime"].contains(&offset.clock.as_str()) {
             return Err(Refusal::invalid(

@@ -7,6 +7,7 @@
 mod command;
 mod credentials;
 mod devices;
+mod hooks;
 mod mounts;
 pub(crate) mod packet;
 mod paths;
@@ -94,6 +95,12 @@ pub(crate) enum ChildError {
     Outside(String),
     #[error("capability {0}: {1}")]
     Capability(u8, Errno),
+    #[error("{field} ({path}) {fault}")]
+    Hook {
+        field: String,
+        path: String,
+        fault: hooks::HookFault,
+    },
     #[error("sysctl {path:?}: {source}")]
     Sysctl { path: String, source: Errno },
     #[error("{0}")]
@@ -179,7 +186,11 @@ fn become_process(plan: &Plan<'_>) -> Result<std::convert::Infallible, ChildErro
                 tree: tree.as_ref().map(AsFd::as_fd),
             };
             own_namespaces(request, *own)?;
-            root::build(&surroundings)?
+            let terminal = root::build(&surroundings)?;
+            if let Some(hooks) = request.create_hooks.as_ref() {
+                hooks::run(hooks, &[], Some(process.capabilities.bounding))?;
+            }
+            terminal
         }
         Task::Exec => {
             if plan.in_user_namespace {
@@ -218,6 +229,11 @@ fn become_process(plan: &Plan<'_>) -> Result<std::convert::Infallible, ChildErro
     // Everything from here on was allocated before: only the start is missing.
     packet::send(plan.channel.as_fd(), &Packet::Created).map_err(step("reporting to the agent"))?;
     wait_for(plan.channel.as_fd(), packet::START);
+    if let Task::Create { request, .. } = &plan.task
+        && let Some(hooks) = request.start_hooks.as_ref()
+    {
+        hooks::run(hooks, &process.env, None)?;
+    }
     load(filter)?;
     execute(&command, &arguments, &environment)
 }

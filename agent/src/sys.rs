@@ -4,11 +4,13 @@
 
 pub(crate) mod bpf;
 mod confine;
+mod hook;
 pub(crate) mod mounts;
 mod schedule;
 mod trees;
 
 pub(crate) use confine::{Filter, set_personality};
+pub(crate) use hook::{before_execution, open_process};
 pub(crate) use schedule::{set_affinity, set_io_priority, set_scheduler};
 pub(crate) use trees::{detach_copy, place};
 
@@ -304,12 +306,33 @@ pub(crate) fn forbid_new_privileges() -> nix::Result<()> {
 }
 
 /// Whether a capability is in the bounding set; `EINVAL` for one that the kernel does not have.
-pub(crate) fn bounding_has(capability: u8) -> nix::Result<bool> {
+fn bounding_has(capability: u8) -> nix::Result<bool> {
     prctl(libc::PR_CAPBSET_READ, capability.into(), 0).map(|has| has == 1)
 }
 
+/// Capabilities are bits of a 64-bit word; a kernel has fewer.
+pub(crate) const MAX_CAPABILITIES: u8 = 64;
+
+/// Drops what is not to be had, ever; gives all capabilities that the kernel knows.
+pub(crate) fn keep_bounding(bounding: u64) -> nix::Result<u64> {
+    let mut known = 0;
+    for capability in 0..MAX_CAPABILITIES {
+        match bounding_has(capability) {
+            Err(Errno::EINVAL) => break,
+            Err(source) => return Err(source),
+            Ok(has) => {
+                known |= 1 << capability;
+                if has && bounding >> capability & 1 == 0 {
+                    drop_bounding(capability)?;
+                }
+            }
+        }
+    }
+    Ok(known)
+}
+
 /// Takes a capability out of the bounding set.
-pub(crate) fn drop_bounding(capability: u8) -> nix::Result<()> {
+fn drop_bounding(capability: u8) -> nix::Result<()> {
     prctl(libc::PR_CAPBSET_DROP, capability.into(), 0).map(drop)
 }
 

@@ -110,6 +110,12 @@ pub(crate) enum Command {
     Spec(SpecArgs),
     /// Print what this runtime supports (the OCI runtime specification's features document)
     Features,
+    /// Write manual pages and shell completions below DIR
+    #[command(hide = true)]
+    Documentation {
+        /// Where to write them
+        dir: PathBuf,
+    },
 }
 
 /// Run a container in a new virtual machine
@@ -148,12 +154,13 @@ pub(crate) struct RunArgs {
     /// Host name in the container [default: the sandbox's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
-    /// Virtual processors
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub(crate) cpus: u32,
-    /// Guest memory, such as 512M or 2G; taken from the host only as it is used
-    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = memory)]
-    pub(crate) memory: u32,
+    /// Virtual processors [default: 1, or what the bundle's annotation dev.husk.cpus says]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) cpus: Option<u32>,
+    /// Guest memory, such as 512M or 2G; taken from the host only as it is used [default: 512M, or what the bundle's
+    /// annotation dev.husk.memory says]
+    #[arg(short, long, value_name = "SIZE", value_parser = memory)]
+    pub(crate) memory: Option<u32>,
     /// Let the container not write to its root file system
     #[arg(long)]
     pub(crate) read_only: bool,
@@ -249,36 +256,9 @@ pub(crate) struct ExecArgs {
     pub(crate) command: Vec<String>,
 }
 
-/// The most memory that can be asked for, in MiB: 1 TiB.
-const MAX_MEMORY_MIB: u64 = 1 << 20;
-
-/// A size in bytes with an optional unit, as docker takes it.
-fn bytes(text: &str) -> Option<u64> {
-    let lower = text.to_ascii_lowercase();
-    let number = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let shift = match &lower[number.len()..] {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
 /// A size of guest memory, to whole MiB.
 fn memory(text: &str) -> Result<u32, String> {
-    let bytes = bytes(text).ok_or("use a number with K, M or G, such as 512M")?;
-    let (mib, least) = (
-        bytes.div_ceil(1 << 20),
-        u64::from(husk_sandbox::sandbox::MIN_MEMORY_MIB),
-    );
-    match u32::try_from(mib) {
-        Ok(_) if mib < least => Err(format!("a guest needs at least {least}M")),
-        Ok(mib) if u64::from(mib) <= MAX_MEMORY_MIB => Ok(mib),
-        _ => Err("at most 1T is possible".into()),
-    }
+    husk_sandbox::size::memory_mib(text).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

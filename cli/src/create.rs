@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use husk_sandbox::artefacts;
 use husk_sandbox::bundle::Bundle;
+use husk_sandbox::host_cgroup;
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::rundir;
 use husk_sandbox::sandbox::Options;
@@ -11,9 +12,6 @@ use crate::args::{CreateArgs, Global, PidArgs};
 use crate::own::{self, Charge, StreamChoice};
 use crate::run::absolute;
 use crate::{doctor, monitor};
-
-/// Guest memory of a container that nobody has given a size, in MiB.
-const MEMORY_MIB: u32 = 512;
 
 pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
     rundir::check_name(&args.id)?;
@@ -26,11 +24,12 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
         name: args.id.clone(),
         cache: Cache::open(&cache, DEFAULT_LIMIT)?,
         options: Options {
-            cpus: 1,
-            memory_mib: MEMORY_MIB,
+            cpus: bundle.machine.cpus,
+            memory_mib: bundle.machine.memory_mib,
             disks: 1,
             console: false,
             kernel: None,
+            cgroup: host_cgroup::directory(&bundle.request.cgroup_path),
             confinement: bundle.confinement.clone(),
             patience: global.patience(),
         },

@@ -12,6 +12,7 @@ mod console;
 mod create;
 mod delete;
 mod doctor;
+mod documentation;
 mod events;
 mod exec;
 mod failure;
@@ -91,6 +92,7 @@ fn dispatch(cli: &Cli, started: u64) -> anyhow::Result<u8> {
         Command::Events(args) => events::events(global, args),
         Command::Stats(args) => stats::stats(global, args),
         Command::Spec(args) => spec::spec(args),
+        Command::Documentation { dir } => documentation::write(dir),
         Command::Features => features::features(),
     }
 }

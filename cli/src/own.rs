@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 use husk_sandbox::bundle::Bundle;
 use husk_sandbox::guest::ProcessId;
+use husk_sandbox::host_cgroup;
 use husk_sandbox::image::Cache;
 use husk_sandbox::keeper::Keeper;
 use husk_sandbox::rundir::{Exit, OWNER_LOG, RunDir, RunRoot, short_path};
@@ -53,8 +54,12 @@ pub(crate) enum StreamChoice {
 pub(crate) fn own(charge: Charge, stdio: Stdio, report: &mut Report) -> Result<u8> {
     let root = RunRoot::open(&charge.root)?;
     // Before the first thread, and before there is anything to clean up.
-    let _keeper = Keeper::start(root.path(), &charge.name)?;
+    let cgroup = charge.options.cgroup.as_deref();
+    let _keeper = Keeper::start(root.path(), &charge.name, cgroup)?;
     let dir = root.create(&charge.name)?;
+    if let Some(cgroup) = cgroup {
+        host_cgroup::enter(cgroup)?;
+    }
     monitor::log_to(&short_path(dir.dir(), OWNER_LOG))?;
     let log = dir.dir().try_clone().context("no descriptor is left")?;
     let terminal = charge.bundle.request.process.stdio.terminal;

@@ -44,12 +44,13 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     let cache = args.image_cache.clone().unwrap_or_else(artefacts::default_image_cache);
     let cache = Cache::open(&cache, DEFAULT_LIMIT)?;
     let options = Options {
-        cpus: args.cpus,
-        memory_mib: args.memory,
+        cpus: args.cpus.unwrap_or(bundle.machine.cpus),
+        memory_mib: args.memory.unwrap_or(bundle.machine.memory_mib),
         disks: 1,
         console: args.console,
         kernel: args.kernel.clone(),
         patience: global.patience(),
+        cgroup: None,
         confinement: bundle.confinement.clone(),
     };
     if args.detach {
@@ -67,7 +68,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     }
     let root = RunRoot::open(&global.root())?;
     // Before the first thread, and before there is anything to clean up.
-    let _keeper = Keeper::start(root.path(), &name)?;
+    let _keeper = Keeper::start(root.path(), &name, None)?;
     let dir = root.create(&name)?;
     if let Some(path) = &args.pid_file {
         monitor::write_pid_file(path)?;

@@ -111,6 +111,12 @@ impl GuestError {
     }
 }
 
+/// The longest that hooks of the guest may take.
+pub(crate) fn time_of(hooks: Option<&agent::Hooks>) -> Duration {
+    let hooks = hooks.into_iter().flat_map(|hooks| &hooks.hooks);
+    hooks.map(|hook| Duration::from_secs(hook.timeout_s.into())).sum()
+}
+
 /// What a person chose wrongly, if anything.
 fn check(failure: Option<&Failure>) -> Result<(), GuestError> {
     let Some(failure) = failure else { return Ok(()) };
@@ -178,7 +184,9 @@ impl Guest {
     /// # Errors
     /// The container cannot be made, or the guest does not answer.
     pub fn create(&self, request: &CreateRequest) -> Result<u32, GuestError> {
-        let response: CreateResponse = self.call("Create", request)?;
+        // The hooks' time comes on top.
+        let limit = self.link.patience() + time_of(request.create_hooks.as_ref());
+        let response: CreateResponse = self.call_within("Create", request, limit)?;
         check(response.failure.as_ref())?;
         Ok(response.pid)
     }
@@ -198,12 +206,21 @@ impl Guest {
     /// # Errors
     /// The command cannot be executed, or the guest does not answer.
     pub fn start(&self, process: &ProcessId) -> Result<u64, GuestError> {
+        self.start_with_hooks(process, Duration::ZERO)
+    }
+
+    /// The same, where hooks of the guest may take this time before.
+    ///
+    /// # Errors
+    /// The command cannot be executed, or the guest does not answer.
+    pub fn start_with_hooks(&self, process: &ProcessId, hooks: Duration) -> Result<u64, GuestError> {
         let request = StartRequest {
             container: process.container.clone(),
             exec: process.exec.clone(),
             ..Default::default()
         };
-        let response: StartResponse = self.call("Start", &request)?;
+        let limit = self.link.patience() + hooks;
+        let response: StartResponse = self.call_within("Start", &request, limit)?;
         check(response.failure.as_ref())?;
         Ok(response.started_ns)
     }
@@ -377,7 +394,10 @@ impl Guest {
     }
 
     fn call<R: Message>(&self, method: &str, request: &impl Message) -> Result<R, GuestError> {
-        let limit = self.link.patience();
+        self.call_within(method, request, self.link.patience())
+    }
+
+    fn call_within<R: Message>(&self, method: &str, request: &impl Message, limit: Duration) -> Result<R, GuestError> {
         self.agent
             .call(method, request, Some(limit))
             .map_err(|error| GuestError::from_call(error, limit))

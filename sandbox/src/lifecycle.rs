@@ -25,6 +25,8 @@ use ttrpc::Code;
 
 use crate::bundle::resources::Update;
 use crate::guest::{Guest, GuestError, ProcessId};
+use crate::hooks::{HookError, Subject};
+use crate::host_cgroup::{self, HostCgroupError};
 use crate::machine::{Link, LinkError, open_process};
 use crate::rundir::{self, Found, RunDirError, RunRoot};
 
@@ -86,6 +88,10 @@ pub enum LifecycleError {
     },
     #[error("no descriptor is left")]
     Descriptor(#[source] io::Error),
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error(transparent)]
+    HostCgroup(#[from] HostCgroupError),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
     #[error(transparent)]
@@ -201,8 +207,24 @@ impl Container {
             Status::Created => {}
             status => return Err(self.refuse(status, "started")),
         }
-        self.guest()?.start(&process)?;
+        let definition = self.definition()?;
+        let hooks = Duration::from_secs(definition.start_hooks_s);
+        self.guest()?.start_with_hooks(&process, hooks)?;
+        if let Err(error) = definition.hooks.run_poststart(&self.subject(definition)) {
+            self.end()?;
+            return Err(error.into());
+        }
         Ok(())
+    }
+
+    /// What hooks are told of it.
+    fn subject(&self, definition: &rundir::Container) -> Subject {
+        Subject {
+            id: self.name().into(),
+            pid: self.found.state.pid,
+            bundle: definition.bundle.clone().unwrap_or_else(|| definition.root.clone()),
+            annotations: definition.annotations.clone(),
+        }
     }
 
     /// Freezes its processes.
@@ -358,11 +380,18 @@ impl Container {
             // Its status may be ahead of its owner, who still passes on the last output.
             self.wait(root, Some(self.patience))?;
         }
+        if let Some(cgroup) = &self.found.state.cgroup {
+            host_cgroup::remove(cgroup, self.patience)?;
+        }
         match root.forget(self.name()) {
             // The owner has removed it itself.
-            Err(RunDirError::NotFound(_)) => Ok(()),
-            result => Ok(result?),
+            Err(RunDirError::NotFound(_)) => return Ok(()),
+            result => result?,
         }
+        for definition in &self.found.state.containers {
+            definition.hooks.run_poststop(&self.subject(definition));
+        }
+        Ok(())
     }
 
     /// Ends every process of it. That there is none left is no error.

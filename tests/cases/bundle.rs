@@ -32,10 +32,22 @@ fn options_of_run_come_before_what_the_bundle_says() {
         .prints("yes 1234 /tmp\n");
 }
 
+#[test]
+fn the_machine_is_what_annotations_say_unless_an_option_does() {
+    let host = Host::new();
+    let annotations = json!({"dev.husk.cpus": "2", "dev.husk.memory": "300M", "org.opencontainers.image.title": "x"});
+    let script =
+        "grep -c ^processor /proc/cpuinfo; read -r _ size _ < /proc/meminfo; [ $size -lt 310000 ] && echo small";
+    let bundle = Bundle::of_script(&host, busybox(), script).with("/annotations", annotations);
+    let husk = host.husk().bundle(&bundle);
+    husk.run_bundle().exits(0).prints("2\nsmall\n");
+    let husk = host.husk().bundle(&bundle).option("--cpus").option("1");
+    husk.run_bundle().exits(0).prints("1\nsmall\n");
+}
+
 /// Fields that nothing honours yet: the place in config.json, a value, and the name that the error must give.
 fn refused() -> Vec<(&'static str, Value, &'static str)> {
     vec![
-        ("/hooks", json!({"poststop": [{"path": "/bin/true"}]}), "hooks"),
         (
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
@@ -102,6 +114,7 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "mounts",
         ),
         ("/process/notInTheSpec", json!(true), "process.notInTheSpec"),
+        ("/annotations", json!({"dev.husk.cpu": "2"}), "dev.husk.cpu"),
     ]
 }
 
@@ -141,6 +154,17 @@ fn senseless() -> Vec<(&'static str, Value, &'static str)> {
             "CAP_NONSENSE",
         ),
         ("/process/user", json!({"uid": -1, "gid": 0}), "-1"),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_NONSENSE"}),
+            "SCMP_ACT_NONSENSE",
+        ),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {"secs": 1}}),
+            "linux.timeOffsets",
+        ),
+        ("/process/ioPriority", json!({"priority": 9}), "process.ioPriority"),
         ("/root/path", json!("no-such-directory"), "no-such-directory"),
         ("/hostname", json!("x".repeat(65)), "hostname"),
         ("/linux/namespaces/-", json!({"type": "pid"}), "namespaces"),

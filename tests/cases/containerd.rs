@@ -14,9 +14,9 @@ fn runcs_shim_runs_containers() {
             .collect::<Vec<_>>()
     };
     let root = busybox().to_str().unwrap();
-    let once = run(&["--rm", "--rootfs", root, "once", "sh", "-c", "echo out; exit 7"]);
+    let once = run(&["--rm", "--rootfs", root, "once", "/bin/sh", "-c", "echo out; exit 7"]);
     containerd.run(once).exits(7).prints("out\n");
-    let (husk, words) = containerd.ctr(run(&["--rm", "-t", "--rootfs", root, "tty", "sh"]));
+    let (husk, words) = containerd.ctr(run(&["--rm", "-t", "--rootfs", root, "tty", "/bin/sh"]));
     let mut terminal = husk.command_on_terminal(words);
     terminal
         .shows("#")
@@ -26,7 +26,7 @@ fn runcs_shim_runs_containers() {
     terminal.finish().exits(3);
     let script = "trap 'exit 9' TERM; while :; do sleep 1000 & wait; done";
     containerd
-        .run(run(&["-d", "--rootfs", root, "box", "sh", "-c", script]))
+        .run(run(&["-d", "--rootfs", root, "box", "/bin/sh", "-c", script]))
         .exits(0);
     let exec = [
         "tasks",

@@ -158,6 +158,32 @@ fn a_killed_monitor_takes_its_machine_along_and_leaves_a_stopped_container() {
     container.delete();
 }
 
+#[test]
+fn the_hosts_cgroup_holds_the_machine_and_goes_with_the_container() {
+    let host = Host::new();
+    let parent = Path::new("/sys/fs/cgroup/husk-e2e");
+    let bundle = Bundle::of_script(&host, busybox(), WAITER).with("/linux/cgroupsPath", "/husk-e2e/box");
+    let container = Container::create(&host, &bundle, "accounted");
+    let inside = fs::read_to_string(parent.join("box/cgroup.procs")).unwrap();
+    assert!(
+        inside.lines().any(|pid| pid == container.process().pid.to_string()),
+        "{inside}"
+    );
+    assert!(inside.lines().count() >= 2, "the monitor and the machine in {inside:?}");
+    container.delete();
+    assert!(!parent.join("box").exists());
+    let broken = bundle.with("/process/args", json!(["no-such-command"]));
+    host.husk()
+        .bundle(&broken)
+        .option("broken")
+        .command(["create"])
+        .exits(127);
+    // The keeper removes it when the machine has ended.
+    host.leftovers();
+    assert!(!parent.join("box").exists());
+    fs::remove_dir(parent).unwrap();
+}
+
 /// Takes the terminal that comes over a console socket.
 fn accept_terminal(listener: &UnixListener) -> fs::File {
     let (stream, _) = listener.accept().unwrap();
@@ -303,4 +329,68 @@ fn what_husk_spec_writes_runs() {
     features.exits(0).is_quiet();
     let document: Value = serde_json::from_str(features.stdout()).unwrap();
     assert_eq!(document["ociVersionMin"], "1.0.0");
+}
+
+#[test]
+fn a_running_container_is_controlled_and_measured() {
+    let host = Host::new();
+    let script = "echo up; while :; do echo tick; sleep 0.1; done";
+    let bundle = Bundle::of_script(&host, busybox(), script).with("/linux/resources/pids", json!({"limit": 50}));
+    let mut container = Container::create(&host, &bundle, "measured");
+    container.husk("resume").fails(125, &["measured", "created"]);
+    container.husk("start").exits(0);
+    container.streams().await_output("tick\n");
+    container.husk("pause").exits(0).is_quiet();
+    container.is("paused");
+    container.husk("pause").fails(125, &["measured", "paused"]);
+    host.husk()
+        .exec("measured", ["true"])
+        .fails(125, &["measured", "paused"]);
+    container.husk("resume").exits(0).is_quiet();
+    container.is("running");
+    container.streams().forget_output().await_output("tick\n");
+    container.husk("ps").exits(0).says("echo tick");
+    let pids = host.husk().command(["ps", "--format", "json", "measured"]);
+    let pids: Vec<u32> = serde_json::from_str(pids.exits(0).stdout()).unwrap();
+    assert!(!pids.is_empty());
+    let update = ["update", "--pids-limit", "20", "--memory", "64M", "measured"];
+    host.husk().command(update).exits(0).is_quiet();
+    let stats = host.husk().command(["events", "--stats", "measured"]);
+    let stats: Value = serde_json::from_str(stats.exits(0).stdout()).unwrap();
+    assert_eq!((&stats["type"], &stats["id"]), (&"stats".into(), &"measured".into()));
+    assert_eq!(stats["data"]["pids"]["limit"], 20);
+    assert_eq!(stats["data"]["memory"]["usage"]["limit"], 64 << 20);
+    assert!(stats["data"]["cpu"]["usage"]["total"].as_u64().unwrap() > 0);
+    let table = host.husk().command(["stats", "--interval", "100ms"]);
+    table.exits(0).says("measured").says("64.0M");
+    let mut events = host.husk().start_command(["events", "--interval", "100ms", "measured"]);
+    events.await_output("stats").forget_output().await_output("stats");
+    host.husk().command(["kill", "measured", "KILL"]).exits(0);
+    events.finish().exits(0);
+    assert_eq!(container.wait(), 137);
+    container.husk("ps").fails(125, &["container not running"]);
+    container.husk("update").exits(125);
+    container.delete();
+}
+
+#[test]
+fn hooks_follow_a_container_from_creation_to_deletion() {
+    let host = Host::new();
+    let log = host.scratch().join("hooks");
+    let hook = |name: &str| {
+        let script = format!("echo {name} $(grep -o '\"status\":\"[a-z]*\"') >> {}", log.display());
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}])
+    };
+    let bundle = Bundle::of_script(&host, busybox(), "exit 0").with(
+        "/hooks",
+        json!({"createRuntime": hook("create"), "poststart": hook("start"), "poststop": hook("stop")}),
+    );
+    let container = Container::create(&host, &bundle, "hooked");
+    let told = || fs::read_to_string(&log).unwrap();
+    assert_eq!(told(), "create \"status\":\"creating\"\n");
+    container.husk("start").exits(0);
+    container.wait();
+    assert!(told().ends_with("start \"status\":\"running\"\n"), "{}", told());
+    container.delete();
+    assert!(told().ends_with("stop \"status\":\"stopped\"\n"), "{}", told());
 }

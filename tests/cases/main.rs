@@ -11,6 +11,7 @@ mod detached;
 mod exec;
 mod faults;
 mod harness;
+mod hooks;
 mod kernel;
 mod lifecycle;
 mod limits;

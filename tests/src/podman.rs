@@ -100,7 +100,9 @@ impl Drop for Podman<'_> {
             let _ = fs::remove_file(place);
             let _ = fs::remove_dir_all(place);
         }
-        remove_empty_cgroups(Path::new("/sys/fs/cgroup/libpod_parent"));
+        for cgroup in ["libpod_parent", "podman_probe"] {
+            remove_empty_cgroups(&Path::new("/sys/fs/cgroup").join(cgroup));
+        }
     }
 }
 

@@ -3,20 +3,16 @@
 use std::os::fd::OwnedFd;
 
 use husk_protocol::agent::Process;
-use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::{ChildError, step};
 use crate::sys;
 
-/// Capabilities are bits of a 64-bit word; a kernel has fewer.
-const MAX_CAPABILITIES: u8 = 64;
-
 /// Becomes the user, with its groups and capabilities.
 pub(super) fn assume(process: &Process) -> Result<(), ChildError> {
     let sets = process.capabilities.get_or_default();
-    let known = keep_bounding(sets.bounding)?;
+    let known = sys::keep_bounding(sets.bounding).map_err(step("limiting the capabilities"))?;
     sys::keep_capabilities(true).map_err(step("keeping capabilities"))?;
 
     let user = process.user.get_or_default();
@@ -33,7 +29,7 @@ pub(super) fn assume(process: &Process) -> Result<(), ChildError> {
     // The kernel lets a capability be ambient only while it is permitted and inheritable. A bundle that asks for more
     // gets what is possible, as with runc: old versions of `runc spec` wrote such bundles.
     let ambient = sets.ambient & sets.permitted & sets.inheritable & known;
-    for capability in (0..MAX_CAPABILITIES).filter(|number| ambient >> number & 1 == 1) {
+    for capability in (0..sys::MAX_CAPABILITIES).filter(|number| ambient >> number & 1 == 1) {
         sys::raise_ambient(capability).map_err(|source| ChildError::Capability(capability, source))?;
     }
     Ok(())
@@ -46,24 +42,6 @@ pub(super) fn become_root() -> Result<(), ChildError> {
     setgroups(&[]).map_err(step("setting no additional groups"))?;
     setresgid(gid, gid, gid).map_err(step("becoming the namespace's root group"))?;
     setresuid(uid, uid, uid).map_err(step("becoming the namespace's root"))
-}
-
-/// Drops what is not to be had, ever; gives all capabilities that the kernel knows.
-fn keep_bounding(bounding: u64) -> Result<u64, ChildError> {
-    let mut known = 0;
-    for capability in 0..MAX_CAPABILITIES {
-        match sys::bounding_has(capability) {
-            Err(Errno::EINVAL) => break,
-            Err(source) => return Err(ChildError::Capability(capability, source)),
-            Ok(has) => {
-                known |= 1 << capability;
-                if has && bounding >> capability & 1 == 0 {
-                    sys::drop_bounding(capability).map_err(|source| ChildError::Capability(capability, source))?;
-                }
-            }
-        }
-    }
-    Ok(known)
 }
 
 /// Whether a stream is a pipe that the agent has made for this process.

@@ -18,7 +18,9 @@ use husk_protocol::agent::{
     Stdio, User, WaitRequest, WaitResponse,
 };
 use husk_protocol::agent_ttrpc::AgentClient;
+use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
@@ -199,6 +201,7 @@ fn keep(surroundings: Surroundings) -> ! {
     ];
     sys::close_all_but(&keep).unwrap();
     let cgroup = fs::File::open(surroundings.cgroups.parent().unwrap_or(Path::new("/"))).unwrap();
+    let (alive, here) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
     let namespaces = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
     match sys::fork_into(cgroup.as_fd(), namespaces.bits()) {
         Ok(Forked::Parent { child, .. }) => {
@@ -206,7 +209,13 @@ fn keep(surroundings: Surroundings) -> ! {
             sys::exit_now(0)
         }
         Ok(Forked::Child) => {
+            drop(here);
             die_with_parent();
+            // It may have died before; its pid cannot be asked for from inside the new namespace.
+            let mut alive = [PollFd::new(alive.as_fd(), PollFlags::POLLHUP)];
+            if poll(&mut alive, PollTimeout::ZERO) != Ok(0) {
+                sys::exit_now(1);
+            }
             let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
             mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
             mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>).unwrap();

@@ -4,6 +4,7 @@ mod attributes;
 mod control;
 mod filters;
 mod guest;
+mod hooks;
 mod limits;
 mod mounts;
 mod processes;

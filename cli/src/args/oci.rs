@@ -168,7 +168,9 @@ fn size(text: &str) -> Result<i64, String> {
     if text == "-1" {
         return Ok(-1);
     }
-    let bytes = super::bytes(text).and_then(|bytes| i64::try_from(bytes).ok());
+    let bytes = husk_sandbox::size::bytes(text)
+        .ok()
+        .and_then(|bytes| i64::try_from(bytes).ok());
     bytes.ok_or_else(|| "use a number with K, M or G, such as 64M, or -1".into())
 }
 

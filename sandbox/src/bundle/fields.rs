@@ -4,6 +4,9 @@
 //! misspelt one) is found as well as one that is known and not honoured. A field without content (`null`, `[]`, `{}`)
 //! asks for nothing and passes.
 
+#[cfg(test)]
+mod table;
+
 use serde_json::Value;
 
 use super::BundleError;
@@ -28,7 +31,7 @@ use Field::{Any, List, Map, Object, Text, Zero};
 
 const SPEC: Field = Object(&[
     ("ociVersion", Any),
-    ("annotations", Any),
+    ("annotations", Map(&Any)),
     ("hostname", Any),
     ("domainname", Any),
     ("root", Object(&[("path", Any), ("readonly", Any)])),
@@ -44,10 +47,27 @@ const SPEC: Field = Object(&[
         ])),
     ),
     ("process", PROCESS),
+    (
+        "hooks",
+        Object(&[
+            ("prestart", HOOKS),
+            ("createRuntime", HOOKS),
+            ("createContainer", HOOKS),
+            ("startContainer", HOOKS),
+            ("poststart", HOOKS),
+            ("poststop", HOOKS),
+        ]),
+    ),
     ("linux", LINUX),
 ]);
 
 const MAPPING: Field = Object(&[("containerID", Any), ("hostID", Any), ("size", Any)]);
+const HOOKS: Field = List(&Object(&[
+    ("path", Any),
+    ("args", List(&Any)),
+    ("env", List(&Any)),
+    ("timeout", Any),
+]));
 
 const PROCESS: Field = Object(&[
     ("terminal", Any),

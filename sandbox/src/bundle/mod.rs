@@ -6,10 +6,12 @@
 //! values become files of cgroup v2. [`Bundle::standard`] makes the same from a root directory alone, with the
 //! defaults that container tools agree on.
 
+pub mod annotations;
 mod capabilities;
 mod devices;
 pub mod features;
 mod fields;
+mod hooks;
 mod mounts;
 mod namespaces;
 mod process;
@@ -34,12 +36,14 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::confinement::Confinement;
+use crate::hooks::Hooks;
 pub use standard::Standard;
 use users::UserError;
 
 /// The longest `config.json` that is read, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
 
+/// A flag that oci-spec 0.10 spells otherwise than the specification does.
 const DEADLINE_OVERRUN: &str = "SCHED_FLAG_DL_OVERRUN";
 const DEADLINE_OVERRUN_OF_THE_CRATE: &str = "SCHED_FLAG_D_L_OVERRUN";
 
@@ -52,6 +56,10 @@ pub struct Bundle {
     pub dir: Option<PathBuf>,
     /// The annotations of the `config.json`.
     pub annotations: BTreeMap<String, String>,
+    /// What the machine is to be where nobody says otherwise.
+    pub machine: annotations::Machine,
+    /// Programs of the host that run at points of the container's life.
+    pub hooks: Hooks,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
     /// The host's policies that are to confine the container.
@@ -150,21 +158,42 @@ pub fn capability_set(names: &[String]) -> Result<u64, BundleError> {
 
 /// The configuration in its types.
 fn typed(text: &[u8], mut value: Value) -> Result<Spec, BundleError> {
-    // oci-spec 0.10 spells this flag otherwise than the specification does.
+    // From the text and not from the value, so that a type error tells line and column.
+    let error = match serde_json::from_slice(text) {
+        Ok(spec) => return Ok(spec),
+        Err(error) => error,
+    };
+    if adapt(&mut value) {
+        return serde_json::from_value(value).map_err(BundleError::Spec);
+    }
+    Err(BundleError::Spec(error))
+}
+
+/// Changes what the types do not take though the specification does; says whether there is any of it.
+fn adapt(value: &mut Value) -> bool {
+    let mut is_adapted = false;
     let flags = value
         .pointer_mut("/process/scheduler/flags")
         .and_then(Value::as_array_mut);
-    let mut misspelt = false;
     for flag in flags.into_iter().flatten().filter(|flag| *flag == DEADLINE_OVERRUN) {
         *flag = DEADLINE_OVERRUN_OF_THE_CRATE.into();
-        misspelt = true;
+        is_adapted = true;
     }
-    match misspelt {
-        true => serde_json::from_value(value),
-        // From the text and not from the value, so that a type error tells line and column.
-        false => serde_json::from_slice(text),
+    // Objects without content ask for nothing, but the types want members of some.
+    let mut left = vec![value];
+    while let Some(value) = left.pop() {
+        match value {
+            Value::Object(members) => {
+                let before = members.len();
+                members.retain(|_, member| !member.as_object().is_some_and(serde_json::Map::is_empty));
+                is_adapted |= members.len() < before;
+                left.extend(members.values_mut());
+            }
+            Value::Array(elements) => left.extend(elements),
+            _ => {}
+        }
     }
-    .map_err(BundleError::Spec)
+    is_adapted
 }
 
 fn read_config(path: &Path) -> Result<Vec<u8>, BundleError> {

@@ -167,9 +167,51 @@ fn what_a_container_has_of_its_own_is_translated() {
 }
 
 #[test]
+fn hooks_are_parted_between_host_and_guest() {
+    let mut spec = minimal();
+    let hook = |name: &str| json!([{"path": format!("/{name}"), "args": [name, "x"], "env": ["A=b"], "timeout": 5}]);
+    for kind in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "startContainer",
+        "poststart",
+        "poststop",
+    ] {
+        spec["hooks"][kind] = hook(kind);
+    }
+    spec["hooks"]["poststop"][0]["timeout"] = json!(null);
+    let Bundle {
+        hooks, request, dir, ..
+    } = parse(&spec).unwrap();
+    let paths: Vec<_> = hooks.create.iter().map(|hook| hook.path.to_str().unwrap()).collect();
+    assert_eq!(paths, ["/prestart", "/createRuntime"]);
+    assert_eq!((hooks.poststart.len(), hooks.poststart[0].timeout), (1, 5));
+    assert_eq!(
+        (hooks.poststop[0].field.as_str(), hooks.poststop[0].timeout),
+        ("hooks.poststop[0]", 60)
+    );
+    let created = &request.create_hooks.hooks[0];
+    assert_eq!((created.path.as_str(), created.timeout_s), ("/createContainer", 5));
+    assert_eq!(
+        (created.args.as_slice(), created.env.as_slice()),
+        (
+            &["createContainer".to_owned(), "x".to_owned()][..],
+            &["A=b".to_owned()][..]
+        )
+    );
+    assert_eq!(request.start_hooks.hooks[0].field, "hooks.startContainer[0]");
+    assert_eq!(dir.as_deref(), Some(Path::new("/bundle")));
+}
+
+#[test]
 fn fields_that_are_not_honoured_are_named() {
     for (pointer, value, path) in [
-        ("/hooks", json!({"prestart": [{"path": "/x"}]}), "hooks"),
+        (
+            "/hooks",
+            json!({"prestart": [{"path": "/x", "dir": "/"}]}),
+            "hooks.prestart[0].dir",
+        ),
         (
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
@@ -215,6 +257,8 @@ fn fields_that_are_not_honoured_are_named() {
 fn values_out_of_range_are_named() {
     for (pointer, value, path) in [
         ("/ociVersion", json!("2.0.0"), "ociVersion"),
+        ("/ociVersion", json!("1.x"), "ociVersion"),
+        ("/ociVersion", json!(""), "ociVersion"),
         ("/process/args", json!([]), "process.args"),
         ("/process/cwd", json!("tmp"), "process.cwd"),
         ("/process/env", json!(["PATH"]), "process.env[0]"),
@@ -275,6 +319,17 @@ fn values_out_of_range_are_named() {
             json!({"final": "5-1"}),
             "process.execCPUAffinity.final",
         ),
+        ("/hooks", json!({"poststop": [{"path": "x"}]}), "hooks.poststop[0].path"),
+        (
+            "/hooks",
+            json!({"poststart": [{"path": "/x", "timeout": 0}]}),
+            "hooks.poststart[0].timeout",
+        ),
+        (
+            "/hooks",
+            json!({"createContainer": [{"path": "/x", "env": ["X"]}]}),
+            "hooks.createContainer[0].env[0]",
+        ),
         ("/root", json!(null), "root"),
         ("/process", json!(null), "process"),
     ] {
@@ -295,6 +350,91 @@ fn wrong_types_are_told_with_their_place() {
         Bundle::parse(Path::new("/"), b"[]"),
         Err(BundleError::Value { .. })
     ));
+}
+
+#[test]
+fn objects_without_content_ask_for_nothing() {
+    let mut spec = minimal();
+    for (pointer, name) in [
+        ("/linux", "seccomp"),
+        ("/linux", "personality"),
+        ("/process", "scheduler"),
+        ("/process", "ioPriority"),
+        ("", "hooks"),
+        ("", "windows"),
+    ] {
+        spec.pointer_mut(pointer).unwrap()[name] = json!({});
+    }
+    let request = parse(&spec).unwrap().request;
+    assert!(request.seccomp.is_none() && request.process.scheduler.is_none());
+    assert_eq!(request.process.args, ["sh", "-c", "true"]);
+}
+
+#[test]
+fn words_that_nobody_knows_are_told() {
+    let seccomp = |key: &str, value: Value| {
+        let mut profile = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+        profile[key] = value;
+        profile
+    };
+    for (pointer, value, word) in [
+        (
+            "/linux/seccomp",
+            seccomp("defaultAction", json!("SCMP_ACT_X")),
+            "SCMP_ACT_X",
+        ),
+        (
+            "/linux/seccomp",
+            seccomp("architectures", json!(["SCMP_ARCH_X"])),
+            "SCMP_ARCH_X",
+        ),
+        (
+            "/linux/seccomp",
+            seccomp("flags", json!(["SECCOMP_FILTER_FLAG_X"])),
+            "SECCOMP_FILTER_FLAG_X",
+        ),
+        (
+            "/linux/seccomp",
+            seccomp(
+                "syscalls",
+                json!([{"names": ["x"], "action": "SCMP_ACT_LOG", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_X"}]}]),
+            ),
+            "SCMP_CMP_X",
+        ),
+        ("/linux/personality", json!({"domain": "SOLARIS"}), "SOLARIS"),
+        ("/linux/namespaces/-", json!({"type": "dreams"}), "dreams"),
+        ("/process/scheduler", json!({"policy": "SCHED_X"}), "SCHED_X"),
+        (
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_X"}),
+            "IOPRIO_CLASS_X",
+        ),
+    ] {
+        let mut spec = minimal();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        match spec.pointer_mut(parent).unwrap() {
+            Value::Array(elements) => elements.push(value),
+            parent => parent[name] = value,
+        }
+        let BundleError::Spec(source) = parse(&spec).unwrap_err() else {
+            panic!("{pointer} {word}")
+        };
+        assert!(source.to_string().contains(word), "{source}");
+    }
+}
+
+#[test]
+fn what_stands_twice_or_is_too_deep_is_refused() {
+    let text = minimal().to_string();
+    let twice = text.replacen('{', "{\"hostname\": \"other\", ", 1);
+    let BundleError::Spec(source) = Bundle::parse(Path::new("/"), twice.as_bytes()).unwrap_err() else {
+        panic!()
+    };
+    assert!(source.to_string().contains("hostname"), "{source}");
+    let deep = "[".repeat(100_000);
+    for text in [deep.as_bytes(), b"{} {}", b"\xff\xfe", b"", b"{\"a\": 1,}"] {
+        assert!(matches!(Bundle::parse(Path::new("/"), text), Err(BundleError::Json(_))));
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use oci_spec::runtime::{Linux, Spec};
 use serde_json::Value;
 
 use super::namespaces::{self, has};
-use super::{Bundle, BundleError, devices, mounts, process, resources, seccomp, sysctl};
+use super::{Bundle, BundleError, annotations, devices, hooks, mounts, process, resources, seccomp, sysctl};
 use crate::confinement::Confinement;
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
@@ -15,11 +15,11 @@ const MAX_NAME: usize = 64;
 
 /// Translates the configuration of the bundle in `dir`; `config` is the same as it stands in the file.
 pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, BundleError> {
-    if !spec.version().starts_with("1.") {
+    if !is_known_version(spec.version()) {
         return Err(BundleError::Value {
             path: "ociVersion".into(),
             value: spec.version().clone(),
-            expected: "1.x is expected",
+            expected: "a version 1.x.y is expected",
         });
     }
     let root = spec.root().as_ref().ok_or(BundleError::Missing("root"))?;
@@ -31,7 +31,13 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
     let process = spec.process().as_ref().ok_or(BundleError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(BundleError::Missing("linux"))?;
     let namespaces = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
+    let hooks = match spec.hooks() {
+        Some(hooks) => hooks::translate(hooks)?,
+        None => hooks::Translated::default(),
+    };
     let mut request = CreateRequest {
+        create_hooks: listed(hooks.create_container),
+        start_hooks: listed(hooks.start_container),
         process: Some(process::translate(process)?).into(),
         root: Some(agent::Root {
             read_only: root.readonly().unwrap_or(false),
@@ -64,11 +70,13 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         request.mounts.push(mounts::translate(index, mount, places)?);
     }
-    let annotations = spec.annotations().iter().flatten();
+    let annotations = spec.annotations().clone().into_iter().flatten().collect();
     Ok(Bundle {
         root: root_path,
-        dir: Some(dir.into()),
-        annotations: annotations.map(|(name, value)| (name.clone(), value.clone())).collect(),
+        dir: Some(dir.to_owned()),
+        machine: annotations::machine(&annotations)?,
+        annotations,
+        hooks: hooks.host,
         request,
         confinement: Confinement {
             apparmor_profile: given(process.apparmor_profile().as_ref()),
@@ -76,6 +84,15 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
             mount_label: given(linux.mount_label().as_ref()),
         },
     })
+}
+
+/// Hooks of the guest; what they are told comes when the container has a name.
+fn listed(hooks: Vec<agent::Hook>) -> protobuf::MessageField<agent::Hooks> {
+    let listed = (!hooks.is_empty()).then(|| agent::Hooks {
+        hooks,
+        ..Default::default()
+    });
+    listed.into()
 }
 
 /// A path that is not UTF-8 could not be said to the agent.
@@ -93,6 +110,13 @@ fn cgroup_path(linux: &Linux) -> Result<String, BundleError> {
 /// A text that says something.
 fn given(text: Option<&String>) -> Option<String> {
     text.filter(|text| !text.is_empty()).cloned()
+}
+
+/// Whether a version (semver.org) is of the specification's first major one, in which nothing changes its meaning.
+fn is_known_version(version: &str) -> bool {
+    let release = version.split(['-', '+']).next().unwrap_or_default();
+    let numbers: Vec<_> = release.split('.').map(str::parse::<u32>).collect();
+    matches!(numbers.as_slice(), [Ok(1), Ok(_), Ok(_)])
 }
 
 fn propagation(name: Option<&str>) -> Result<u64, BundleError> {

@@ -353,7 +353,7 @@ fn open_log(dir: &RunDir) -> Result<File, MachineError> {
 }
 
 /// What is left until a deadline, as poll(2) takes it: rounded up, so that it does not spin at the end.
-fn remaining(deadline: Instant) -> PollTimeout {
+pub(crate) fn remaining(deadline: Instant) -> PollTimeout {
     let left = deadline.saturating_duration_since(Instant::now());
     PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::hooks::Hooks;
 use husk_protocol::agent;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,9 @@ pub struct State {
     pub console: bool,
     /// Its containers, in the order in which they were made.
     pub containers: Vec<Container>,
+    /// The cgroup on the host that it is in, if it has one of its own.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
     /// Whether its directory stays when it has ended, until somebody removes it.
     #[serde(default)]
     pub kept: bool,
@@ -57,6 +61,12 @@ pub struct Container {
     /// The annotations of its `config.json`.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+    /// The programs of the host that run at points of its life.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// How long the hooks in the guest may take at its start, in seconds.
+    #[serde(default)]
+    pub start_hooks_s: u64,
     /// Its first process, on which further ones are modelled.
     pub process: ContainerProcess,
 }

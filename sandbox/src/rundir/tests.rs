@@ -19,6 +19,7 @@ fn state(name: &str) -> State {
         memory_mib: 5,
         console: false,
         containers: Vec::new(),
+        cgroup: None,
         kept: false,
         exit: None,
     }
