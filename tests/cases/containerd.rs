@@ -34,7 +34,7 @@ fn runcs_shim_runs_containers() {
         "--exec-id",
         "e",
         "box",
-        "sh",
+        "/bin/sh",
         "-c",
         "echo inside; exit 5",
     ];
