@@ -25,12 +25,15 @@ fn a_shell_on_a_terminal_is_as_on_any_other() {
     // The process hears of a new size, and asks for it.
     terminal
         .types(
-            "trap 'echo size:$(stty size); seen=1' WINCH; echo armed$((1+1)); while [ -z $seen ]; do sleep 99 & wait; done\n",
+            "trap 'echo size:$(stty size); seen=1' WINCH; echo armed$((1+1)); while [ -z $seen ]; do sleep 1 & wait; done\n",
         )
         .shows("armed2");
     terminal.resize(31, 77).shows("size:31 77").shows(PROMPT);
-    // Ctrl-C ends what runs in the foreground, and not the shell.
-    terminal.types("sleep 1000; echo code=$?\n").types("\x03").shows(PROMPT);
+    // Ctrl-C ends what runs in the foreground, and not the shell. At the prompt the key would be one like any other.
+    terminal
+        .types("sh -c 'echo in front$((1+1)); exec sleep 1000'; echo not reached\n")
+        .shows("in front2");
+    terminal.types("\x03").shows(PROMPT);
     terminal.types("echo still $((40+2))\n").shows("still 42");
     terminal.types("exit 5\n");
     terminal.finish().exits(5);
