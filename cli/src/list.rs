@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
-use husk_sandbox::lifecycle::Container;
+use husk_sandbox::lifecycle::{Container, Status};
 use husk_sandbox::rundir::{Found, RunRoot};
 use serde::Serialize;
 
@@ -38,30 +38,35 @@ pub(crate) fn list(global: &Global, args: &ListArgs) -> Result<u8> {
         found.iter().map(|one| format!("{}\n", one.state.name)).collect()
     } else {
         let patience = PATIENCE.min(global.patience());
-        let entries: Result<Vec<_>> = found.into_iter().map(|one| entry(one, patience)).collect();
+        let entries: Vec<_> = found.into_iter().map(|one| entry(one, patience)).collect();
         match args.json || args.format == TableFormat::Json {
-            true => format!("{}\n", serde_json::to_string_pretty(&entries?)?),
-            false => table(&entries?),
+            true => format!("{}\n", serde_json::to_string_pretty(&entries)?),
+            false => table(&entries),
         }
     };
     print_out(&text)?;
     Ok(0)
 }
 
-fn entry(found: Found, patience: Duration) -> Result<Entry> {
+fn entry(found: Found, patience: Duration) -> Entry {
     let container = Container::new(found, patience);
-    let state = State::of(&container)?;
+    // One guest that does not answer keeps no other from being listed: its owner lives, or it would have stopped.
+    let status = container.status().unwrap_or_else(|error| {
+        tracing::warn!(%error, "{} does not tell its status", container.name());
+        Status::Running
+    });
+    let state = State::of(&container, status);
     let sandbox = &container.found().state;
     let age = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let process = sandbox.containers.first().map(|container| &container.process);
-    Ok(Entry {
+    Entry {
         cpus: sandbox.cpus,
         memory_mib: sandbox.memory_mib,
         vmm_pid: sandbox.vmm_pid,
         args: process.map(|process| process.args.clone()).unwrap_or_default(),
         age: age.saturating_sub(Duration::from_secs(sandbox.created)),
         state,
-    })
+    }
 }
 
 fn table(entries: &[Entry]) -> String {

@@ -30,12 +30,11 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn of(container: &Container) -> Result<Self> {
-        let status = container.status()?;
+    pub(crate) fn of(container: &Container, status: Status) -> Self {
         let state = &container.found().state;
         let definition = state.containers.first();
         let created = SystemTime::UNIX_EPOCH + Duration::from_secs(state.created);
-        Ok(Self {
+        Self {
             oci_version: SPEC_VERSION,
             id: state.name.clone(),
             pid: match status {
@@ -48,13 +47,14 @@ impl State {
             rootfs: definition.map(|one| one.root.clone()).unwrap_or_default(),
             created: humantime::format_rfc3339(created).to_string(),
             owner: String::new(),
-        })
+        }
     }
 }
 
 pub(crate) fn state(global: &Global, args: &IdArgs) -> Result<u8> {
     let root = RunRoot::open(&global.root())?;
     let container = Container::find(&root, &args.id, global.patience())?;
-    print_out(&format!("{}\n", serde_json::to_string_pretty(&State::of(&container)?)?))?;
+    let state = State::of(&container, container.status()?);
+    print_out(&format!("{}\n", serde_json::to_string_pretty(&state)?))?;
     Ok(0)
 }

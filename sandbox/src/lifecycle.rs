@@ -425,3 +425,6 @@ impl LifecycleError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
