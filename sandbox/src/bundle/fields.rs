@@ -42,8 +42,8 @@ const SPEC: Field = Object(&[
             ("type", Any),
             ("source", Any),
             ("options", List(&Any)),
-            ("uidMappings", List(&MAPPING)),
-            ("gidMappings", List(&MAPPING)),
+            ("uidMappings", ID_MAPPINGS),
+            ("gidMappings", ID_MAPPINGS),
         ])),
     ),
     ("process", PROCESS),
@@ -61,7 +61,6 @@ const SPEC: Field = Object(&[
     ("linux", LINUX),
 ]);
 
-const MAPPING: Field = Object(&[("containerID", Any), ("hostID", Any), ("size", Any)]);
 const HOOKS: Field = List(&Object(&[
     ("path", Any),
     ("args", List(&Any)),
