@@ -21,6 +21,7 @@ use crate::flow::{CHUNK, Flow, Progress};
 use crate::journal::Journal;
 use crate::poller::{Poller, Source, Watch};
 use crate::refusal::Refusal;
+use crate::shared::Shared;
 use crate::stdio::{Introduction, Newcomer, Unclaimed};
 use crate::sys;
 
@@ -68,6 +69,7 @@ pub(crate) struct Agent {
     pub(crate) journal: Journal,
     pub(crate) disks: Disks,
     pub(crate) images: Images,
+    pub(crate) shared: Shared,
     pub(crate) cgroups: PathBuf,
     /// Over this directory each container's process puts its root together, in a mount namespace of its own.
     pub(crate) stage: PathBuf,
@@ -111,6 +113,7 @@ impl Agent {
             journal: Journal::default(),
             disks: Disks::new(surroundings.block_devices),
             images: Images::new(surroundings.run.join("images")),
+            shared: Shared::new(surroundings.run.join("shared")),
             cgroups: surroundings.cgroups,
             stage,
             pid_namespace: pid_namespace.into(),
@@ -144,7 +147,7 @@ impl Agent {
             Source::FlowTo(number) => self.on_flow(number, |flow, scratch| flow.on_to(events, scratch)),
             Source::Channel(number) => self.on_channel(number),
             Source::Memory(number) => self.on_memory(number),
-            Source::Cgroup(_) => self.advance_deletions(),
+            Source::Cgroup(number) => self.on_cgroup(number),
         }
     }
 
@@ -156,6 +159,10 @@ impl Agent {
             self.pending.iter().map(|pending| pending.deadline).min(),
             self.deletions.iter().map(|deletion| deletion.deadline).min(),
             self.journal.deadline(),
+            self.containers
+                .values()
+                .filter_map(|container| container.freeze.deadline())
+                .min(),
         ]
         .into_iter()
         .flatten()
@@ -167,6 +174,7 @@ impl Agent {
         self.unclaimed.expire(now);
         self.expire_pending(now);
         self.expire_deletions(now);
+        self.expire_pauses(now);
         for (reply, answer) in self.journal.answers(now) {
             self.answer(reply, Ok(&answer));
         }
@@ -277,6 +285,7 @@ impl Agent {
         {
             process.waits.retain(|reply| reply.connection != number);
         }
+        self.desert(number);
     }
 
     /// Lets bytes pass from one descriptor to the other; both are non-blocking. `hangs_up` is the process whose

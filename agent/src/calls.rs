@@ -4,7 +4,8 @@
 use std::time::Instant;
 
 use husk_protocol::agent::{
-    CloseStdinRequest, Empty, EventsRequest, KillRequest, ResizeRequest, StateRequest, StateResponse, StatsRequest,
+    CloseStdinRequest, ContainerStatus, Empty, EventsRequest, KillRequest, ResizeRequest, StateRequest, StateResponse,
+    StatsRequest,
 };
 use protobuf::Message;
 use ttrpc::Request;
@@ -51,6 +52,10 @@ impl Agent {
             "Delete" => self.delete(reply, &decode(request)?),
             "State" => self.state(&decode(request)?),
             "Stats" => self.stats(&decode(request)?),
+            "Pause" => self.pause(reply, &decode(request)?),
+            "Resume" => self.resume(&decode(request)?),
+            "Update" => self.update(&decode(request)?),
+            "Processes" => self.processes(&decode(request)?),
             "Events" => self.events(reply, &decode(request)?),
             "Shutdown" => {
                 self.is_over = true;
@@ -95,6 +100,11 @@ impl Agent {
             return self.kill_all(&request.container, signal);
         }
         let name = Name::new(&request.container, &request.exec);
+        self.process(&name)?;
+        let container = self.container(&name.container)?;
+        if container.status() == ContainerStatus::CONTAINER_CREATING {
+            return Err(container.refuse(&name.container, "created, running or paused"));
+        }
         let process = self.process(&name)?;
         match process.phase {
             Phase::Exited(_) => return Err(state(&name, "the process has exited")),
@@ -111,6 +121,13 @@ impl Agent {
 
     fn kill_all(&mut self, id: &str, signal: u8) -> Answer {
         let container = self.container(id)?;
+        // What it has left behind was killed when it stopped.
+        if matches!(
+            container.status(),
+            ContainerStatus::CONTAINER_CREATING | ContainerStatus::CONTAINER_STOPPED
+        ) {
+            return Err(container.refuse(id, "created, running or paused"));
+        }
         if i32::from(signal) == libc::SIGKILL {
             container.cgroup.kill().map_err(Refusal::file("killing the cgroup"))?;
             return encode(&Empty::default());
@@ -160,6 +177,7 @@ impl Agent {
         encode(&StateResponse {
             processes,
             pids,
+            status: container.status().into(),
             ..StateResponse::default()
         })
     }

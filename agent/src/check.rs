@@ -1,11 +1,16 @@
 //! What a request must be like before anything is done about it. A refusal names the field.
 
 use husk_protocol::TOKEN_LEN;
-use husk_protocol::agent::{CreateRequest, ExecRequest, Mount, Process};
+use husk_protocol::agent::{CreateRequest, DeviceRule, ExecRequest, Mount, Process, Resources};
 
 use crate::cgroup::Cgroup;
 use crate::refusal::Refusal;
 use crate::stdio::Token;
+
+/// The kernel checks a program only as far as its patience goes, which is somewhat over 1,000 rules.
+const MAX_RULES: usize = 500;
+/// The longest filter that the kernel takes (`BPF_MAXINSNS`), in bytes.
+const MAX_PROGRAM: usize = 4096 * 8;
 
 /// Checks a Create request as far as that is possible without doing it.
 pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
@@ -37,16 +42,64 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
             check_path(&format!("{field}[{index}]"), path)?;
         }
     }
-    for (index, setting) in request.cgroup.iter().enumerate() {
-        if !Cgroup::is_file_name(&setting.file) {
+    check_resources(request.resources.get_or_default())?;
+    check_text("cgroup_path", &request.cgroup_path)?;
+    if !Cgroup::is_path(&request.cgroup_path) {
+        return Err(Refusal::invalid("cgroup_path", "leads out of the guest's cgroups"));
+    }
+    for (index, sysctl) in request.sysctls.iter().enumerate() {
+        check_text(&format!("sysctls[{index}].path"), &sysctl.path)?;
+        check_text(&format!("sysctls[{index}].value"), &sysctl.value)?;
+    }
+    for (field, hooks) in [
+        ("create_hooks", &request.create_hooks),
+        ("start_hooks", &request.start_hooks),
+    ] {
+        for (index, hook) in hooks.iter().flat_map(|hooks| &hooks.hooks).enumerate() {
+            check_path(&format!("{field}.hooks[{index}].path"), &hook.path)?;
+            for text in hook.args.iter().chain(&hook.env) {
+                check_text(&format!("{field}.hooks[{index}]"), text)?;
+            }
+        }
+    }
+    for (index, offset) in request.time_offsets.iter().enumerate() {
+        if !["monotonic", "boottime"].contains(&offset.clock.as_str()) {
             return Err(Refusal::invalid(
-                format!("cgroup[{index}].file"),
-                "is no name of a file",
+                format!("time_offsets[{index}].clock"),
+                "is neither \"monotonic\" nor \"boottime\"",
             ));
         }
     }
+    if let Some(seccomp) = request.seccomp.as_ref()
+        && (seccomp.program.is_empty() || seccomp.program.len() % 8 != 0 || seccomp.program.len() > MAX_PROGRAM)
+    {
+        return Err(Refusal::invalid("seccomp.program", "is not 1 to 4096 instructions"));
+    }
     check_text("hostname", &request.hostname)?;
     check_text("domainname", &request.domainname)
+}
+
+/// Checks limits and rules for devices.
+pub(crate) fn check_resources(resources: &Resources) -> Result<(), Refusal> {
+    for (index, setting) in resources.settings.iter().enumerate() {
+        let field = format!("resources.settings[{index}].file");
+        if !Cgroup::is_file_name(&setting.file) {
+            return Err(Refusal::invalid(field, "is no name of a file"));
+        }
+        check_text(&field, &setting.file)?;
+    }
+    let rules = &resources.devices.get_or_default().rules;
+    if rules.len() > MAX_RULES {
+        return Err(Refusal::invalid("resources.devices", "has more than 500 rules"));
+    }
+    let unknown = |rule: &DeviceRule| rule.kind.enum_value().is_err();
+    match rules.iter().position(unknown) {
+        Some(index) => Err(Refusal::invalid(
+            format!("resources.devices[{index}].kind"),
+            "is no known one",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn check_mount(field: &str, mount: &Mount) -> Result<(), Refusal> {
@@ -56,7 +109,18 @@ fn check_mount(field: &str, mount: &Mount) -> Result<(), Refusal> {
     }
     check_text(&format!("{field}.type"), &mount.type_)?;
     check_text(&format!("{field}.source"), &mount.source)?;
-    check_text(&format!("{field}.data"), &mount.data)
+    check_text(&format!("{field}.data"), &mount.data)?;
+    for (index, file) in mount.files.iter().enumerate() {
+        // A file's path is a cgroup's in this: names, none of which leads upwards.
+        if !Cgroup::is_path(&file.path) || (file.path.is_empty() && mount.files.len() > 1) {
+            return Err(Refusal::invalid(
+                format!("{field}.files[{index}].path"),
+                "leads out of the mount",
+            ));
+        }
+        check_text(&format!("{field}.files[{index}].path"), &file.path)?;
+    }
+    Ok(())
 }
 
 /// Checks an Exec request as far as that is possible without doing it.
@@ -140,7 +204,7 @@ fn check_text(field: &str, text: &str) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use husk_protocol::agent::{CgroupSetting, Device, Mount, Root, Stdio};
+    use husk_protocol::agent::{CgroupSetting, Device, Mount, Root, Stdio, Sysctl, TimeOffset};
 
     use super::*;
 
@@ -222,12 +286,26 @@ mod tests {
             (refused(|r| r.readonly_paths.push(String::new())), "readonly_paths[0]:"),
             (
                 refused(|r| {
-                    r.cgroup.push(CgroupSetting {
+                    r.resources.mut_or_insert_default().settings.push(CgroupSetting {
                         file: "../x".to_owned(),
                         ..CgroupSetting::default()
                     })
                 }),
-                "cgroup[0].file:",
+                "resources.settings[0].file:",
+            ),
+            (refused(|r| r.cgroup_path = "a/../b".to_owned()), "cgroup_path:"),
+            (
+                refused(|r| {
+                    r.sysctls.push(Sysctl {
+                        path: "\0".to_owned(),
+                        ..Sysctl::default()
+                    })
+                }),
+                "sysctls[0].path:",
+            ),
+            (
+                refused(|r| r.time_offsets.push(TimeOffset::default())),
+                "time_offsets[0].clock:",
             ),
             (refused(|r| r.hostname = "\0".to_owned()), "hostname:"),
         ] {

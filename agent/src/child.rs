@@ -7,24 +7,27 @@
 mod command;
 mod credentials;
 mod devices;
+mod hooks;
 mod mounts;
 pub(crate) mod packet;
 mod paths;
 mod root;
 mod terminal;
 
+pub(crate) use root::detached;
 pub(crate) use terminal::resize;
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use husk_protocol::agent::failure::Kind;
-use husk_protocol::agent::{CreateRequest, Process};
+use husk_protocol::agent::{CreateRequest, Process, Seccomp};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid, chdir, fchown, getcwd, setsid};
+use nix::unistd::{Gid, Pid, Uid, chdir, fchown, getcwd, setsid};
 
 use crate::sys;
 use packet::Packet;
@@ -32,6 +35,8 @@ use packet::Packet;
 /// What a child is to become.
 pub(crate) struct Plan<'a> {
     pub process: &'a Process,
+    /// The container's, which all of its processes have.
+    pub seccomp: Option<&'a Seccomp>,
     pub task: Task<'a>,
     /// Namespaces of other containers, by a pidfd of theirs.
     pub joins: Vec<(CloneFlags, BorrowedFd<'a>)>,
@@ -39,6 +44,10 @@ pub(crate) struct Plan<'a> {
     pub streams: Option<[OwnedFd; 3]>,
     /// The way to the agent.
     pub channel: OwnedFd,
+    /// Whether the process is in a user namespace, its own or the container's.
+    pub in_user_namespace: bool,
+    /// What personality(2) is to be called with.
+    pub personality: Option<u32>,
 }
 
 /// What a child finds and what it has to make.
@@ -52,8 +61,12 @@ pub(crate) enum Task<'a> {
         cgroup: &'a Path,
         /// A directory over which the root can be put together.
         stage: &'a Path,
+        /// Where the agent keeps what containers share, by its name.
+        shared: &'a BTreeMap<String, PathBuf>,
         /// The namespaces that are the container's own.
         own: CloneFlags,
+        /// The root, mounted nowhere, where the process has not the privilege to make it.
+        tree: Option<OwnedFd>,
     },
     /// It joins a running container.
     Exec,
@@ -70,14 +83,26 @@ pub(crate) enum ChildError {
         path: String,
         source: Errno,
     },
-    #[error("mounting {kind} on {path:?}: {source}")]
-    Mount { kind: String, path: String, source: Errno },
+    #[error("mounting {kind} on {path:?}: {source}{detail}")]
+    Mount {
+        kind: String,
+        path: String,
+        source: Errno,
+        /// Begins with a colon unless it is empty.
+        detail: String,
+    },
     #[error("the working directory {0:?} lies outside the container's root")]
     Outside(String),
     #[error("capability {0}: {1}")]
     Capability(u8, Errno),
-    #[error("resource limit {0}: {1}")]
-    Limit(u32, Errno),
+    #[error("{field} ({path}) {fault}")]
+    Hook {
+        field: String,
+        path: String,
+        fault: hooks::HookFault,
+    },
+    #[error("sysctl {path:?}: {source}")]
+    Sysctl { path: String, source: Errno },
     #[error("{0}")]
     Command(#[from] command::CommandError),
     #[error("executing {path:?}: {source}")]
@@ -138,40 +163,63 @@ pub(crate) fn run(plan: &Plan<'_>) -> ! {
 fn become_process(plan: &Plan<'_>) -> Result<std::convert::Infallible, ChildError> {
     let process = plan.process;
     isolate(plan)?;
-    if let Some(score) = process.oom_score_adj {
-        std::fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(|error| ChildError::Step {
-            step: "setting oom_score_adj",
-            source: errno(&error),
-        })?;
-    }
+    wait_for(plan.channel.as_fd(), packet::PREPARED);
     for (kind, container) in &plan.joins {
         setns(container, *kind).map_err(step("joining a namespace"))?;
     }
-    credentials::set_limits(&process.rlimits)?;
     let terminal = match &plan.task {
         Task::Create {
             request,
             image,
             cgroup,
             stage,
+            shared,
             own,
+            tree,
         } => {
             let surroundings = root::Surroundings {
                 request,
                 image,
                 cgroup,
                 stage,
+                shared,
+                tree: tree.as_ref().map(AsFd::as_fd),
             };
             own_namespaces(request, *own)?;
-            root::build(&surroundings)?
+            let terminal = root::build(&surroundings)?;
+            if let Some(hooks) = request.create_hooks.as_ref() {
+                hooks::run(hooks, &[], Some(process.capabilities.bounding))?;
+            }
+            terminal
         }
-        Task::Exec if process.stdio.terminal => Some(terminal::open_inside()?),
-        Task::Exec => None,
+        Task::Exec => {
+            if plan.in_user_namespace {
+                credentials::become_root()?;
+            }
+            match process.stdio.terminal {
+                true => Some(terminal::open_inside()?),
+                false => None,
+            }
+        }
     };
     take_streams(plan, terminal)?;
     let environment = command::environment(process)?;
-    credentials::assume(process)?;
+    if let Some(personality) = plan.personality {
+        sys::set_personality(personality).map_err(step("setting the personality"))?;
+    }
+    if matches!(plan.task, Task::Exec) && !process.final_cpus.is_empty() {
+        sys::set_affinity(Pid::from_raw(0), &process.final_cpus).map_err(step("choosing CPUs"))?;
+    }
     umask(Mode::from_bits_truncate(process.user.umask.unwrap_or(0o022)));
+    let mut filter = plan
+        .seccomp
+        .map(|seccomp| sys::Filter::new(&seccomp.program, seccomp.flags));
+    // Without no_new_privs only a privileged process may load a filter: before it drops that privilege. What follows
+    // is then what the filter has to allow; with no_new_privs that is execve(2) alone.
+    if !process.no_new_privileges {
+        load(filter.take())?;
+    }
+    credentials::assume(process)?;
     enter_working_directory(&process.cwd)?;
     let command = command::find(process)?;
     if process.no_new_privileges {
@@ -180,18 +228,36 @@ fn become_process(plan: &Plan<'_>) -> Result<std::convert::Infallible, ChildErro
     let arguments = command::strings(&process.args);
     // Everything from here on was allocated before: only the start is missing.
     packet::send(plan.channel.as_fd(), &Packet::Created).map_err(step("reporting to the agent"))?;
-    wait_for_start(plan.channel.as_fd());
+    wait_for(plan.channel.as_fd(), packet::START);
+    if let Task::Create { request, .. } = &plan.task
+        && let Some(hooks) = request.start_hooks.as_ref()
+    {
+        hooks::run(hooks, &process.env, None)?;
+    }
+    load(filter)?;
     execute(&command, &arguments, &environment)
+}
+
+fn load(filter: Option<sys::Filter>) -> Result<(), ChildError> {
+    match filter {
+        Some(mut filter) => filter.load().map_err(step("loading the seccomp filter")),
+        None => Ok(()),
+    }
 }
 
 /// Leaves what belongs to the agent: its descriptors, signal settings and session.
 fn isolate(plan: &Plan<'_>) -> Result<(), ChildError> {
     let streams = plan.streams.iter().flatten().map(AsRawFd::as_raw_fd);
     let joins = plan.joins.iter().map(|(_, fd)| fd.as_raw_fd());
+    let tree = match &plan.task {
+        Task::Create { tree, .. } => tree.as_ref().map(AsRawFd::as_raw_fd),
+        Task::Exec => None,
+    };
     let keep: Vec<_> = [0, 1, 2, plan.channel.as_raw_fd()]
         .into_iter()
         .chain(streams)
         .chain(joins)
+        .chain(tree)
         .collect();
     sys::close_all_but(&keep).map_err(step("closing the agent's descriptors"))?;
     sys::reset_signals().map_err(step("resetting signals"))?;
@@ -240,7 +306,8 @@ fn take_streams(plan: &Plan<'_>, terminal: Option<terminal::Terminal>) -> Result
         place(stream.as_fd(), target)?;
         // The user may want to open /dev/stdout anew. It cannot be given away where it is /dev/null, which needs no
         // gift: everybody may open that.
-        if credentials::is_pipe(stream) {
+        // In a user namespace the agent has given it already.
+        if !plan.in_user_namespace && credentials::is_pipe(stream) {
             fchown(stream, Some(user.0), None).map_err(step("giving a stream to the user"))?;
         }
     }
@@ -257,12 +324,13 @@ fn enter_working_directory(path: &str) -> Result<(), ChildError> {
     }
 }
 
-/// Blocks until the agent says go. Without the agent, or when the process is ended before it began, it exits.
-fn wait_for_start(channel: BorrowedFd<'_>) {
+/// Blocks until the agent says that the process may go on. Without the agent, or when the process is ended before it
+/// began, it exits.
+fn wait_for(channel: BorrowedFd<'_>, word: u8) {
     let mut byte = [0];
     loop {
         match nix::unistd::read(channel, &mut byte) {
-            Ok(1) if byte[0] == packet::START => return,
+            Ok(1) if byte[0] == word => return,
             Ok(1) => sys::exit_now(128 + i32::from(byte[0])),
             Err(Errno::EINTR) => {}
             _ => sys::exit_now(128 + libc::SIGKILL),

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use husk_protocol::agent::process_state::Status;
-use husk_protocol::agent::{Failure, ProcessState};
+use husk_protocol::agent::{ContainerStatus, Failure, IdMapping, ProcessState, Seccomp};
 use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
+use crate::pause::Freeze;
 use crate::poller::Watch;
+use crate::refusal::Refusal;
 
 /// A process's name: its container's, and its own unless it is the container's first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,15 @@ pub(crate) struct Reply {
     pub stream: u32,
 }
 
+/// What all processes of a container have.
+#[derive(Debug, Clone)]
+pub(crate) struct Common {
+    pub seccomp: Option<Seccomp>,
+    pub personality: Option<u32>,
+    /// Empty without a user namespace of its own.
+    pub uid_mappings: Vec<IdMapping>,
+}
+
 /// A container.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -46,13 +57,56 @@ pub(crate) struct Container {
     pub cgroup: Cgroup,
     /// The serial of the disk with its image.
     pub disk: String,
+    /// The shared memory that its mounts name.
+    pub shared: Vec<String>,
+    pub common: Common,
     /// Its memory.events, where the kernel has it.
     pub memory: Option<Watch>,
-    /// Its cgroup.events, while somebody waits for its processes to end.
-    pub emptiness: Option<Watch>,
+    /// Its cgroup.events, once somebody waits for its processes to stop or to end.
+    pub events: Option<Watch>,
+    /// Whether its processes go on.
+    pub freeze: Freeze,
     /// How many of its processes its memory limit has killed.
     pub oom_kills: u64,
     pub processes: BTreeMap<String, Process>,
+}
+
+impl Container {
+    /// Where it is on its way (OCI runtime specification, "State").
+    pub(crate) fn status(&self) -> ContainerStatus {
+        let phase = self.processes.get("").map(|process| &process.phase);
+        match (phase, self.freeze) {
+            (None | Some(Phase::Exited(_)), _) => ContainerStatus::CONTAINER_STOPPED,
+            (Some(Phase::Building(_) | Phase::Unbuilt(..)), _) => ContainerStatus::CONTAINER_CREATING,
+            (_, Freeze::Stopped) => ContainerStatus::CONTAINER_PAUSED,
+            (Some(Phase::Created | Phase::Starting(_)), _) => ContainerStatus::CONTAINER_CREATED,
+            (Some(Phase::Running | Phase::Unstarted(..)), _) => ContainerStatus::CONTAINER_RUNNING,
+        }
+    }
+
+    /// Whether it is created or running, and its processes go on.
+    pub(crate) fn takes_processes(&self) -> bool {
+        let status = self.status();
+        let is_there = status == ContainerStatus::CONTAINER_CREATED || status == ContainerStatus::CONTAINER_RUNNING;
+        is_there && matches!(self.freeze, Freeze::Going)
+    }
+
+    /// The refusal of what only a container of the `needed` status can do.
+    pub(crate) fn refuse(&self, id: &str, needed: &'static str) -> Refusal {
+        let status = match (self.status(), self.freeze) {
+            (ContainerStatus::CONTAINER_STOPPED | ContainerStatus::CONTAINER_UNKNOWN, _) => "stopped",
+            (ContainerStatus::CONTAINER_CREATING, _) => "being created",
+            (ContainerStatus::CONTAINER_PAUSED, _) => "paused",
+            (_, Freeze::Stopping(..)) => "being paused",
+            (ContainerStatus::CONTAINER_CREATED, _) => "created",
+            (ContainerStatus::CONTAINER_RUNNING, _) => "running",
+        };
+        Refusal::Status {
+            container: id.to_owned(),
+            status,
+            needed,
+        }
+    }
 }
 
 /// How a process has ended.
@@ -109,6 +163,10 @@ pub(crate) struct Process {
     pub stdin: Option<u64>,
     /// Who waits for its end.
     pub waits: Vec<Reply>,
+    /// The connection with which it ends.
+    pub owner: Option<u64>,
+    /// Whether that has ended: nobody asks about the process any more.
+    pub is_deserted: bool,
 }
 
 impl Process {

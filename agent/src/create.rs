@@ -4,14 +4,17 @@
 //! forks the process, which builds its surroundings by itself and reports over a channel ([`child::packet`]); the
 //! answer goes out when it has. The agent never waits for it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use husk_protocol::agent::namespace::Kind;
-use husk_protocol::agent::{CreateRequest, CreateResponse, ExecRequest, Process as ProcessSpec};
+use husk_protocol::agent::{
+    CreateRequest, CreateResponse, ExecRequest, Failure, IdMapping, Process as ProcessSpec, Seccomp, TimeOffset,
+};
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
@@ -20,9 +23,13 @@ use crate::agent::Agent;
 use crate::calls::{Answer, state};
 use crate::cgroup::Cgroup;
 use crate::check::{check_create, check_exec, tokens};
+use crate::child::packet::PREPARED;
 use crate::child::{self, Plan, Task};
-use crate::container::{Container, Name, Phase, Process, Reply};
+use crate::container::{Common, Container, Name, Phase, Process, Reply};
+use crate::namespaces::{CLONE_NEWTIME, Namespaces, namespaces, outside};
+use crate::pause::Freeze;
 use crate::poller::{Source, Watch};
+use crate::prepare::prepare;
 use crate::refusal::Refusal;
 use crate::stdio::{PATIENCE, Token};
 use crate::sys::{self, Forked};
@@ -52,10 +59,34 @@ enum Missing {
     Stream,
 }
 
-/// Namespaces as a request wants them: new ones, and those of other containers.
-struct Namespaces {
+/// What a process is made from, beside what it is to be.
+struct Birth<'a> {
+    spec: &'a ProcessSpec,
+    task: Task<'a>,
+    /// The request for the container whose first process it is.
+    created: Option<&'a CreateRequest>,
+    seccomp: Option<&'a Seccomp>,
+    personality: Option<u32>,
+    /// The user namespace's ids, where there is one.
+    ids: Option<&'a Vec<IdMapping>>,
+    /// Namespaces of other containers, by a pidfd of theirs; but the pid namespace.
+    joins: Vec<(CloneFlags, OwnedFd)>,
+    /// The pid namespace to be in; the agent's own if there is none.
+    pid_namespace: Option<OwnedFd>,
+    /// The first of these that takes processes is the one to be in.
+    cgroups: &'a [OwnedFd],
+    /// Namespaces to be made.
     own: CloneFlags,
-    joined: Vec<(CloneFlags, String)>,
+}
+
+impl Pending {
+    /// The connection with which the process ends, if it is bound to one.
+    pub(crate) fn owner(&self) -> Option<u64> {
+        match &self.work {
+            Work::Exec(request) if request.bound => Some(self.reply.connection),
+            _ => None,
+        }
+    }
 }
 
 impl Agent {
@@ -81,6 +112,9 @@ impl Agent {
         check_exec(&request)?;
         let name = Name::new(&request.container, &request.exec);
         let container = self.container(&name.container)?;
+        if !container.takes_processes() {
+            return Err(container.refuse(&name.container, "created or running"));
+        }
         if container.processes.contains_key(&name.exec) || self.pending.iter().any(|pending| pending.name == name) {
             return Err(Refusal::ProcessExists {
                 container: name.container,
@@ -89,6 +123,19 @@ impl Agent {
         }
         let tokens = tokens(&request.process)?;
         self.await_needs(name, reply, tokens, Work::Exec(Box::new(request)))
+    }
+
+    /// A container's cgroup must not hold another one's: its limits, its freezer and its end would be that one's too.
+    fn check_cgroup_path(&self, path: &str) -> Result<(), Refusal> {
+        let path = self.cgroups.join(path);
+        let meets = |other: &Path| other.starts_with(&path) || path.starts_with(other);
+        if path != self.cgroups && self.containers.values().any(|container| meets(container.cgroup.path())) {
+            return Err(Refusal::invalid(
+                "cgroup_path",
+                "lies within another container's, or around it",
+            ));
+        }
+        Ok(())
     }
 
     fn await_needs(&mut self, name: Name, reply: Reply, tokens: [Option<Token>; 3], work: Work) -> Answer {
@@ -156,16 +203,31 @@ impl Agent {
 
     fn begin_create(&mut self, pending: &Pending, request: &CreateRequest) -> Result<(), Refusal> {
         let namespaces = namespaces(request)?;
+        self.check_cgroup_path(&request.cgroup_path)?;
         let serial = request.root.disk.as_str();
-        let cgroup = Cgroup::create(&self.cgroups, &request.container, &request.cgroup)?;
         let device = self.disks.find(serial).unwrap_or_default();
+        let cgroup = Cgroup::create(
+            &self.cgroups,
+            &request.container,
+            &request.cgroup_path,
+            request.resources.get_or_default(),
+            self.disks.number(serial).as_deref(),
+        )?;
         if let Err(error) = self.images.take(&self.disks, serial, &device) {
             cgroup.remove();
             return Err(error.into());
         }
+        let shared = match self.shared.take(request) {
+            Ok(shared) => shared,
+            Err(refusal) => {
+                cgroup.remove();
+                self.images.give_back(serial);
+                return Err(refusal);
+            }
+        };
         let number = self.poller.number();
         let made = self.watch_memory(&cgroup, number).and_then(|memory| {
-            let process = self.fork_first(pending, request, &namespaces, &cgroup)?;
+            let process = self.fork_first(pending, request, &namespaces, &cgroup, &shared)?;
             Ok((memory, process))
         });
         match made {
@@ -174,8 +236,15 @@ impl Agent {
                     number,
                     cgroup,
                     disk: serial.to_owned(),
+                    shared: shared.into_keys().collect(),
+                    common: Common {
+                        seccomp: request.seccomp.as_ref().cloned(),
+                        personality: request.personality,
+                        uid_mappings: request.uid_mappings.clone(),
+                    },
                     memory,
-                    emptiness: None,
+                    events: None,
+                    freeze: Freeze::Going,
                     oom_kills: 0,
                     processes: [(String::new(), process)].into(),
                 };
@@ -185,6 +254,7 @@ impl Agent {
             Err(refusal) => {
                 cgroup.remove();
                 self.images.give_back(serial);
+                self.shared.give_back(shared.keys());
                 Err(refusal)
             }
         }
@@ -209,14 +279,22 @@ impl Agent {
         request: &CreateRequest,
         namespaces: &Namespaces,
         cgroup: &Cgroup,
+        shared: &BTreeMap<String, PathBuf>,
     ) -> Result<Process, Refusal> {
         let (image, stage) = (self.images.path(&request.root.disk), self.stage.clone());
+        let in_user_namespace = namespaces.own.contains(CloneFlags::CLONE_NEWUSER);
+        let tree = match in_user_namespace {
+            true => Some(child::detached(&image, &stage).map_err(Refusal::Root)?),
+            false => None,
+        };
         let task = Task::Create {
             request,
             image: &image,
             cgroup: cgroup.path(),
             stage: &stage,
+            shared,
             own: namespaces.own,
+            tree,
         };
         let mut joins = Vec::new();
         let mut pid_namespace = None;
@@ -230,15 +308,19 @@ impl Agent {
         }
         let directory = cgroup.directory()?;
         let cgroups = [directory];
-        self.fork(
-            pending,
-            &request.process,
+        let birth = Birth {
+            spec: &request.process,
             task,
+            created: Some(request),
+            seccomp: request.seccomp.as_ref(),
+            personality: request.personality,
+            ids: in_user_namespace.then_some(&request.uid_mappings),
             joins,
             pid_namespace,
-            &cgroups,
-            namespaces.own,
-        )
+            cgroups: &cgroups,
+            own: namespaces.own,
+        };
+        self.fork(pending, birth)
     }
 
     fn begin_exec(&mut self, pending: &Pending, request: &ExecRequest) -> Result<(), Refusal> {
@@ -248,24 +330,31 @@ impl Agent {
         // A container that manages its cgroup itself has moved its processes below: none may be added beside those.
         let pid = self.process(&Name::new(id, ""))?.pid;
         let cgroups: Vec<_> = [Some(own_cgroup), self.cgroup_of(pid)].into_iter().flatten().collect();
-        let all = CloneFlags::CLONE_NEWNS
+        let mut all = CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWUTS
             | CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWCGROUP;
+            | CloneFlags::CLONE_NEWCGROUP
+            | CLONE_NEWTIME;
+        let common = self.container(id)?.common.clone();
+        if !common.uid_mappings.is_empty() {
+            all |= CloneFlags::CLONE_NEWUSER;
+        }
         let pid_namespace = first.try_clone().map_err(Refusal::file("copying a descriptor"))?;
         let joins = vec![(all, first)];
-        let none = CloneFlags::empty();
-        let task = Task::Exec;
-        let process = self.fork(
-            pending,
-            &request.process,
-            task,
+        let birth = Birth {
+            spec: &request.process,
+            task: Task::Exec,
+            created: None,
+            seccomp: common.seccomp.as_ref(),
+            personality: common.personality,
+            ids: (!common.uid_mappings.is_empty()).then_some(&common.uid_mappings),
             joins,
-            Some(pid_namespace),
-            &cgroups,
-            none,
-        )?;
+            pid_namespace: Some(pid_namespace),
+            cgroups: &cgroups,
+            own: CloneFlags::empty(),
+        };
+        let process = self.fork(pending, birth)?;
         if let Some(container) = self.containers.get_mut(id) {
             container.processes.insert(request.exec.clone(), process);
         }
@@ -290,20 +379,8 @@ impl Agent {
     }
 
     /// Makes the process. All that can fail here happens before there is one.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "each is one of the things that make a process what it is"
-    )]
-    fn fork(
-        &mut self,
-        pending: &Pending,
-        spec: &ProcessSpec,
-        task: Task<'_>,
-        joins: Vec<(CloneFlags, OwnedFd)>,
-        pid_namespace: Option<OwnedFd>,
-        cgroups: &[OwnedFd],
-        own: CloneFlags,
-    ) -> Result<Process, Refusal> {
+    fn fork(&mut self, pending: &Pending, birth: Birth<'_>) -> Result<Process, Refusal> {
+        let spec = birth.spec;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(Refusal::system("making a channel to the process"))?;
         let number = self.poller.number();
@@ -311,22 +388,49 @@ impl Agent {
             .poller
             .watch(ours, Source::Channel(number), EpollFlags::EPOLLIN)
             .map_err(Refusal::system("watching the channel to the process"))?;
-        let mut streams = self.connect_streams(spec, &pending.tokens)?;
+        let owner = match birth.ids {
+            Some(ids) => Some(
+                outside(ids, spec.user.uid)
+                    .ok_or_else(|| Refusal::invalid("process.user.uid", "is not in the container's user namespace"))?,
+            ),
+            None => None,
+        };
+        let mut streams = self.connect_streams(spec, &pending.tokens, owner)?;
         let plan = Plan {
             process: spec,
-            task,
-            joins: joins.iter().map(|(kind, pidfd)| (*kind, pidfd.as_fd())).collect(),
+            seccomp: birth.seccomp,
+            in_user_namespace: birth.ids.is_some(),
+            personality: birth.personality,
+            task: birth.task,
+            joins: birth.joins.iter().map(|(kind, pidfd)| (*kind, pidfd.as_fd())).collect(),
             streams: streams.child.take(),
             channel: theirs,
         };
-        let pid_namespace = pid_namespace.as_ref().unwrap_or(&self.pid_namespace);
-        let forked = fork_into_one_of(cgroups, pid_namespace.as_fd(), own, &plan);
+        let pid_namespace = birth.pid_namespace.as_ref().unwrap_or(&self.pid_namespace);
+        let offsets = birth.created.map_or(&[][..], |request| &request.time_offsets);
+        let forked = in_time_namespace(birth.own, offsets, || {
+            fork_into_one_of(birth.cgroups, pid_namespace.as_fd(), birth.own, &plan)
+        });
         drop(plan);
         let (pid, pidfd) = match forked {
             Ok(forked) => forked,
             Err(source) => {
                 streams.flows.into_iter().for_each(|flow| self.end_flow(flow));
-                return Err(Refusal::system("making the process")(source));
+                return Err(source);
+            }
+        };
+        let phase = match prepare(pid, spec, birth.created)
+            .and_then(|()| nix::unistd::write(&channel, &[PREPARED]).map_err(Refusal::system("making the process")))
+        {
+            Ok(_) => Phase::Building(pending.reply),
+            Err(refusal) => {
+                // The answer waits for its end.
+                let _ = sys::kill(pid, libc::SIGKILL);
+                let failure = Failure {
+                    message: refusal.to_string(),
+                    ..Failure::default()
+                };
+                Phase::Unbuilt(pending.reply, failure)
             }
         };
         self.channels.insert(number, pending.name.clone());
@@ -334,15 +438,44 @@ impl Agent {
         Ok(Process {
             pid,
             pidfd,
-            phase: Phase::Building(pending.reply),
+            phase,
             channel: Some(channel),
             has_terminal: spec.stdio.terminal,
             terminal: None,
             terminal_connection: streams.terminal,
             stdin: streams.stdin,
             waits: Vec::new(),
+            owner: pending.owner(),
+            is_deserted: false,
         })
     }
+}
+
+/// Forks with a new time namespace for the child, if it is to have one.
+fn in_time_namespace<T>(
+    own: CloneFlags,
+    offsets: &[TimeOffset],
+    fork: impl FnOnce() -> nix::Result<T>,
+) -> Result<T, Refusal> {
+    let failed = || Refusal::system("making the process");
+    if !own.contains(CLONE_NEWTIME) {
+        return fork().map_err(failed());
+    }
+    let mine = fs::File::open("/proc/self/ns/time").map_err(Refusal::file("opening the time namespace"))?;
+    // The agent's children are in it, and nobody can change its clocks from the first of them on.
+    unshare(CLONE_NEWTIME).map_err(Refusal::system("making a time namespace"))?;
+    let text: String = offsets
+        .iter()
+        .map(|offset| format!("{} {} {}\n", offset.clock, offset.seconds, offset.nanoseconds))
+        .collect();
+    let set = match text.as_str() {
+        "" => Ok(()),
+        text => fs::write("/proc/self/timens_offsets", text).map_err(Refusal::file("setting time_offsets")),
+    };
+    let forked = set.and_then(|()| fork().map_err(failed()));
+    // The agent has been in it before; a child has nothing to do with this.
+    setns(mine, CLONE_NEWTIME).map_err(Refusal::system("leaving the time namespace"))?;
+    forked
 }
 
 /// Forks into the first of the cgroups that takes processes.
@@ -355,7 +488,7 @@ fn fork_into_one_of(
     // Only children are put there, so each fork says where anew.
     setns(pid_namespace, CloneFlags::CLONE_NEWPID)?;
     // The cgroup namespace comes later: it begins where the process is by then.
-    let own = own - CloneFlags::CLONE_NEWCGROUP;
+    let own = own - CloneFlags::CLONE_NEWCGROUP - CLONE_NEWTIME;
     let mut result = Err(Errno::ENOENT);
     for cgroup in cgroups {
         result = sys::fork_into(cgroup.as_fd(), own.bits());
@@ -366,103 +499,5 @@ fn fork_into_one_of(
     match result? {
         Forked::Child => child::run(plan),
         Forked::Parent { child, pidfd } => Ok((child, pidfd)),
-    }
-}
-
-/// The namespaces that a request asks for.
-fn namespaces(request: &CreateRequest) -> Result<Namespaces, Refusal> {
-    let mut namespaces = Namespaces {
-        own: CloneFlags::empty(),
-        joined: Vec::new(),
-    };
-    let mut seen = CloneFlags::empty();
-    for (index, namespace) in request.namespaces.iter().enumerate() {
-        let field = format!("namespaces[{index}]");
-        let kind = match namespace.kind.enum_value_or_default() {
-            Kind::UNKNOWN => return Err(Refusal::invalid(field, "is of no known kind")),
-            Kind::MOUNT => CloneFlags::CLONE_NEWNS,
-            Kind::PID => CloneFlags::CLONE_NEWPID,
-            Kind::IPC => CloneFlags::CLONE_NEWIPC,
-            Kind::UTS => CloneFlags::CLONE_NEWUTS,
-            Kind::NETWORK => CloneFlags::CLONE_NEWNET,
-            Kind::CGROUP => CloneFlags::CLONE_NEWCGROUP,
-        };
-        if seen.contains(kind) {
-            return Err(Refusal::invalid(field, "is of a kind that is there before"));
-        }
-        seen |= kind;
-        if namespace.container.is_empty() {
-            namespaces.own |= kind;
-        } else {
-            namespaces.joined.push((kind, namespace.container.clone()));
-        }
-    }
-    if !namespaces.own.contains(CloneFlags::CLONE_NEWNS) {
-        return Err(Refusal::invalid(
-            "namespaces",
-            "have no new mount namespace, without which there is no root",
-        ));
-    }
-    let is_named = !request.hostname.is_empty() || !request.domainname.is_empty();
-    if is_named && !seen.contains(CloneFlags::CLONE_NEWUTS) {
-        return Err(Refusal::invalid(
-            "hostname",
-            "is the guest's own without a UTS namespace",
-        ));
-    }
-    Ok(namespaces)
-}
-
-#[cfg(test)]
-mod tests {
-    use husk_protocol::agent::Namespace;
-
-    use super::*;
-
-    fn request(kinds: &[(Kind, &str)]) -> CreateRequest {
-        let namespace = |(kind, container): &(Kind, &str)| Namespace {
-            kind: (*kind).into(),
-            container: (*container).to_owned(),
-            ..Namespace::default()
-        };
-        CreateRequest {
-            namespaces: kinds.iter().map(namespace).collect(),
-            ..CreateRequest::default()
-        }
-    }
-
-    #[test]
-    fn namespaces_are_new_or_joined() {
-        let wanted = request(&[
-            (Kind::MOUNT, ""),
-            (Kind::PID, ""),
-            (Kind::IPC, "pause"),
-            (Kind::CGROUP, ""),
-        ]);
-        let found = namespaces(&wanted).unwrap();
-        let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWCGROUP;
-        assert_eq!(found.own, own);
-        assert_eq!(found.joined, [(CloneFlags::CLONE_NEWIPC, "pause".to_owned())]);
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused() {
-        for (kinds, field) in [
-            (&[][..], "namespaces:"),
-            (&[(Kind::MOUNT, "other")], "namespaces:"),
-            (&[(Kind::MOUNT, ""), (Kind::UNKNOWN, "")], "namespaces[1]:"),
-            (
-                &[(Kind::MOUNT, ""), (Kind::PID, ""), (Kind::PID, "x")],
-                "namespaces[2]:",
-            ),
-        ] {
-            let refusal = namespaces(&request(kinds)).err().unwrap().to_string();
-            assert!(refusal.starts_with(field), "{refusal}");
-        }
-        let named = CreateRequest {
-            hostname: "x".to_owned(),
-            ..request(&[(Kind::MOUNT, "")])
-        };
-        assert!(namespaces(&named).err().unwrap().to_string().starts_with("hostname:"));
     }
 }

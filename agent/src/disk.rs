@@ -72,6 +72,13 @@ impl Disks {
         (size > 0).then(|| name.clone())
     }
 
+    /// The device number of the disk with this serial, as in "254:0".
+    pub(crate) fn number(&mut self, serial: &str) -> Option<String> {
+        let name = self.find(serial)?;
+        let number = fs::read_to_string(self.sysfs.join(name).join("dev")).ok()?;
+        Some(number.trim().to_owned())
+    }
+
     fn look(&mut self) {
         for entry in fs::read_dir(&self.sysfs).into_iter().flatten().flatten() {
             let Ok(name) = entry.file_name().into_string() else {

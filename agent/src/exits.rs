@@ -104,9 +104,34 @@ impl Agent {
             ..Event::default()
         });
         self.answer_waits(name, exit);
+        self.advance_pauses();
         if name.is_first() {
             self.kill_rest(&name.container);
+        } else if self.process_mut(name).is_some_and(|process| process.is_deserted) {
+            self.forget(name);
         }
+    }
+
+    /// Ends the processes that are bound to a connection.
+    pub(crate) fn desert(&mut self, connection: u64) {
+        self.pending.retain(|pending| pending.owner() != Some(connection));
+        let mut exited = Vec::new();
+        for (id, container) in &mut self.containers {
+            for (exec, process) in &mut container.processes {
+                if process.owner != Some(connection) {
+                    continue;
+                }
+                process.is_deserted = true;
+                if process.exit().is_some() {
+                    exited.push(Name::new(id, exec));
+                } else if let Err(error) = sys::kill(process.pid, libc::SIGKILL) {
+                    crate::boot::complain(&format!(
+                        "process {exec:?} of container {id:?} cannot be ended: {error}"
+                    ));
+                }
+            }
+        }
+        exited.iter().for_each(|name| self.forget(name));
     }
 
     fn answer_waits(&mut self, name: &Name, exit: Exit) {
@@ -189,7 +214,7 @@ impl Agent {
             _ => return Err(state(&name, "the process is running")),
         }
         if name.is_first() {
-            self.watch_emptiness(&name.container)?;
+            self.watch_events(&name.container)?;
             self.kill_rest(&name.container);
         }
         self.deletions.push(Deletion {
@@ -201,18 +226,30 @@ impl Agent {
         Ok(None)
     }
 
-    fn watch_emptiness(&mut self, id: &str) -> Result<(), Refusal> {
+    /// Watches for the end of a container's processes and for their stop.
+    pub(crate) fn watch_events(&mut self, id: &str) -> Result<(), Refusal> {
         let Some(container) = self.containers.get_mut(id) else {
             return Ok(());
         };
-        if container.emptiness.is_some() {
+        if container.events.is_some() {
             return Ok(());
         }
         let file = container.cgroup.open("cgroup.events")?;
         let source = Source::Cgroup(container.number);
         let watch = self.poller.watch(file.into(), source, EpollFlags::EPOLLPRI);
-        container.emptiness = Some(watch.map_err(Refusal::system("watching cgroup.events"))?);
+        container.events = Some(watch.map_err(Refusal::system("watching cgroup.events"))?);
         Ok(())
+    }
+
+    /// A container's cgroup.events has changed.
+    pub(crate) fn on_cgroup(&mut self, number: u64) {
+        let container = self.containers.values().find(|container| container.number == number);
+        if let Some(events) = container.and_then(|container| container.events.as_ref()) {
+            // Unread, it would be reported again and again.
+            reread(events);
+        }
+        self.advance_pauses();
+        self.advance_deletions();
     }
 
     /// Goes on with each Delete whose processes are gone.
@@ -248,7 +285,7 @@ impl Agent {
         };
         let is_populated = || {
             container
-                .emptiness
+                .events
                 .as_ref()
                 .is_some_and(|events| is_populated(&reread(events)))
         };
@@ -280,6 +317,7 @@ impl Agent {
                 crate::boot::complain(&format!("the cgroup of container {:?} is not empty", name.container));
             }
             self.images.give_back(&container.disk);
+            self.shared.give_back(&container.shared);
         } else if let Some(container) = self.containers.get_mut(&name.container)
             && let Some(process) = container.processes.remove(&name.exec)
         {

@@ -28,14 +28,20 @@ mod exits;
 mod flow;
 mod host;
 mod journal;
+mod namespaces;
+mod pause;
 mod poller;
+mod prepare;
+mod processes;
 mod refusal;
+mod shared;
 mod start;
 mod stdio;
 mod streams;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::convert::Infallible;
 

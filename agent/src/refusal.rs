@@ -3,6 +3,7 @@
 use ttrpc::Code;
 
 use crate::cgroup::CgroupError;
+use crate::child::ChildError;
 use crate::disk::DiskError;
 
 /// A call's failure, as the host sees it.
@@ -24,6 +25,14 @@ pub(crate) enum Refusal {
         exec: String,
         state: &'static str,
     },
+    #[error("container {container:?} is {status}; it must be {needed}")]
+    Status {
+        container: String,
+        status: &'static str,
+        needed: &'static str,
+    },
+    #[error("the processes of container {0:?} have not stopped in time, and go on")]
+    NotStopping(String),
     #[error("disk {0:?} has not appeared in time")]
     NoDisk(String),
     #[error("a stdio connection that the request names has not been made in time")]
@@ -42,6 +51,8 @@ pub(crate) enum Refusal {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error("making the container's root: {0}")]
+    Root(ChildError),
     #[error("the process has been deleted")]
     Deleted,
     #[error("the processes of container {0:?} have not ended in time")]
@@ -78,13 +89,22 @@ impl Refusal {
         match self {
             Self::NoContainer(_) | Self::NoProcess { .. } | Self::Deleted => Code::NOT_FOUND,
             Self::ContainerExists(_) | Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
-            Self::Invalid { .. } | Self::Undecodable(_) | Self::Cgroup(CgroupError::Set { .. }) => {
+            Self::Invalid { .. }
+            | Self::Undecodable(_)
+            | Self::Cgroup(CgroupError::Set { .. } | CgroupError::InUse { .. } | CgroupError::NoDisk(_)) => {
                 Code::INVALID_ARGUMENT
             }
-            Self::State { .. } | Self::NoDisk(_) | Self::NoStream | Self::StillAlive(_) => Code::FAILED_PRECONDITION,
+            Self::State { .. }
+            | Self::Status { .. }
+            | Self::NotStopping(_)
+            | Self::NoDisk(_)
+            | Self::NoStream
+            | Self::StillAlive(_) => Code::FAILED_PRECONDITION,
             Self::Full { .. } => Code::RESOURCE_EXHAUSTED,
             Self::NoMethod(_) => Code::UNIMPLEMENTED,
-            Self::Unencodable(_) | Self::System { .. } | Self::Cgroup(_) | Self::Disk(_) => Code::INTERNAL,
+            Self::Unencodable(_) | Self::System { .. } | Self::Cgroup(_) | Self::Disk(_) | Self::Root(_) => {
+                Code::INTERNAL
+            }
         }
     }
 }

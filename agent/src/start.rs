@@ -16,6 +16,16 @@ impl Agent {
     /// Lets a created process execute.
     pub(crate) fn start(&mut self, reply: Reply, request: &StartRequest) -> Answer {
         let name = Name::new(&request.container, &request.exec);
+        self.process(&name)?;
+        let container = self.container(&name.container)?;
+        if !container.takes_processes() {
+            let needed = if name.is_first() {
+                "created"
+            } else {
+                "created or running"
+            };
+            return Err(container.refuse(&name.container, needed));
+        }
         let process = self.process(&name)?;
         let (Phase::Created, Some(channel)) = (&process.phase, &process.channel) else {
             return Err(state(&name, "the process was started before, or has ended"));

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use husk_protocol::agent::Process as ProcessSpec;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::pipe2;
+use nix::unistd::{Uid, fchown, pipe2};
 
 use crate::agent::{Agent, errno};
 use crate::container::Name;
@@ -24,11 +24,12 @@ pub(crate) struct Streams {
 
 impl Agent {
     /// Pairs a process's streams with their connections. Nothing flows into or out of a terminal before the process
-    /// has made it.
+    /// has made it. `owner` is to own the child's ends, where the child cannot give them away itself.
     pub(crate) fn connect_streams(
         &mut self,
         spec: &ProcessSpec,
         tokens: &[Option<Token>; 3],
+        owner: Option<u32>,
     ) -> Result<Streams, Refusal> {
         let mut claim = |token: &Option<Token>| match token {
             None => Ok(None),
@@ -50,6 +51,9 @@ impl Agent {
             let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
             let (theirs, ours) = if is_input { (read, write) } else { (write, read) };
             fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+            if owner.is_some() {
+                fchown(&theirs, owner.map(Uid::from_raw), None)?;
+            }
             let (from, to) = if is_input {
                 (connection, ours)
             } else {

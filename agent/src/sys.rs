@@ -2,6 +2,18 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod bpf;
+mod confine;
+mod hook;
+pub(crate) mod mounts;
+mod schedule;
+mod trees;
+
+pub(crate) use confine::{Filter, set_personality};
+pub(crate) use hook::{before_execution, open_process};
+pub(crate) use schedule::{set_affinity, set_io_priority, set_scheduler};
+pub(crate) use trees::{detach_copy, place};
+
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -43,6 +55,61 @@ pub(crate) fn fork_into(cgroup: BorrowedFd<'_>, namespaces: c_int) -> nix::Resul
         child: Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?),
         pidfd,
     })
+}
+
+/// A process that does nothing until it is ended, which it is with this value.
+#[derive(Debug)]
+pub(crate) struct Sleeper {
+    process: Pid,
+    /// Its id where /proc was mounted.
+    shown: i32,
+}
+
+impl Sleeper {
+    /// Its id in /proc.
+    pub(crate) fn pid(&self) -> i32 {
+        self.shown
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = kill(self.process, libc::SIGKILL);
+        let mut status = 0;
+        // SAFETY: the pointer is to an int.
+        unsafe { libc::waitpid(self.process.as_raw(), &raw mut status, 0) };
+    }
+}
+
+/// Makes a process in new namespaces (CLONE_NEW*) that sleeps. For a process with one thread.
+pub(crate) fn fork_sleeping(namespaces: c_int) -> std::io::Result<Sleeper> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: zeroes are a valid clone_args.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = (i64::from(namespaces) | i64::from(libc::CLONE_PIDFD)).cast_unsigned();
+    args.pidfd = (&raw mut pidfd).addr() as u64;
+    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    // SAFETY: as in fork_into.
+    let child = Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) })?;
+    if child == 0 {
+        loop {
+            // SAFETY: pause(2) touches no memory.
+            unsafe { libc::pause() };
+        }
+    }
+    // SAFETY: the kernel has stored a new descriptor there, which nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let mut sleeper = Sleeper {
+        process: Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?),
+        shown: 0,
+    };
+    // The id is another one in each pid namespace; the descriptor knows it in that of /proc.
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    sleeper.shown = pid.filter(|pid| *pid > 0).ok_or(Errno::ESRCH)?;
+    Ok(sleeper)
 }
 
 /// CLONE_INTO_CGROUP of linux/sched.h, which does not fit the type of libc's constants.
@@ -92,6 +159,18 @@ pub(crate) fn monotonic_ns() -> u64 {
 /// Nanoseconds since the epoch.
 pub(crate) fn wall_clock_ns() -> u64 {
     clock_ns(libc::CLOCK_REALTIME)
+}
+
+/// Nanoseconds since the machine was started.
+pub(crate) fn since_boot_ns() -> u64 {
+    clock_ns(libc::CLOCK_BOOTTIME)
+}
+
+/// The size of a page of memory in bytes.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: sysconf reads nothing of ours.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
 }
 
 fn clock_ns(clock: libc::clockid_t) -> u64 {
@@ -180,15 +259,16 @@ pub(crate) fn has_children() -> bool {
     unsafe { libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags) == 0 }
 }
 
-/// Sets a resource limit by number.
-pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
+/// Sets a process's resource limit by number.
+pub(crate) fn set_limit(pid: Pid, resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
     let limit = libc::rlimit64 {
         rlim_cur: soft,
         rlim_max: hard,
     };
     let old = std::ptr::null_mut::<libc::rlimit64>();
     // SAFETY: the new limit is valid, the old one is not asked for.
-    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, old) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, pid.as_raw(), resource, &raw const limit, old) })
+        .map(drop)
 }
 
 /// The hard limit of a resource.
@@ -226,12 +306,33 @@ pub(crate) fn forbid_new_privileges() -> nix::Result<()> {
 }
 
 /// Whether a capability is in the bounding set; `EINVAL` for one that the kernel does not have.
-pub(crate) fn bounding_has(capability: u8) -> nix::Result<bool> {
+fn bounding_has(capability: u8) -> nix::Result<bool> {
     prctl(libc::PR_CAPBSET_READ, capability.into(), 0).map(|has| has == 1)
 }
 
+/// Capabilities are bits of a 64-bit word; a kernel has fewer.
+pub(crate) const MAX_CAPABILITIES: u8 = 64;
+
+/// Drops what is not to be had, ever; gives all capabilities that the kernel knows.
+pub(crate) fn keep_bounding(bounding: u64) -> nix::Result<u64> {
+    let mut known = 0;
+    for capability in 0..MAX_CAPABILITIES {
+        match bounding_has(capability) {
+            Err(Errno::EINVAL) => break,
+            Err(source) => return Err(source),
+            Ok(has) => {
+                known |= 1 << capability;
+                if has && bounding >> capability & 1 == 0 {
+                    drop_bounding(capability)?;
+                }
+            }
+        }
+    }
+    Ok(known)
+}
+
 /// Takes a capability out of the bounding set.
-pub(crate) fn drop_bounding(capability: u8) -> nix::Result<()> {
+fn drop_bounding(capability: u8) -> nix::Result<()> {
     prctl(libc::PR_CAPBSET_DROP, capability.into(), 0).map(drop)
 }
 

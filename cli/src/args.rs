@@ -1,5 +1,8 @@
 //! What can be asked of husk.
 
+mod oci;
+mod people;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,15 +10,27 @@ use std::time::Duration;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand};
 
+use crate::log::Format;
+pub(crate) use oci::{
+    CreateArgs, DeleteArgs, EventsArgs, IdArgs, Limits, PidArgs, PsArgs, SpecArgs, TableFormat, UpdateArgs,
+};
+pub(crate) use people::{
+    CacheCommand, ConsoleArgs, DoctorArgs, ImagesArgs, InspectArgs, KillArgs, ListArgs, LogsArgs, PruneArgs,
+    RemoveArgs, StatsArgs, WaitArgs,
+};
+
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
     .usage(AnsiColor::Green.on_default().bold())
     .literal(AnsiColor::Cyan.on_default().bold())
     .placeholder(AnsiColor::Cyan.on_default());
 
+/// Printed behind the program's name, in the form that callers of OCI runtimes read.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
+
 /// Run containers, each in a virtual machine of its own
 #[derive(Debug, Parser)]
-#[command(name = "husk", version, styles = STYLES, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "husk", version = VERSION, styles = STYLES, max_term_width = 100, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -25,7 +40,7 @@ pub(crate) struct Cli {
 
 #[derive(Args, Debug)]
 pub(crate) struct Global {
-    /// Keep running sandboxes' directories below DIR [default: /run/husk for root, $XDG_RUNTIME_DIR/husk or
+    /// Keep containers' directories below DIR [default: /run/husk for root, $XDG_RUNTIME_DIR/husk or
     /// /tmp/husk-UID for others]
     #[arg(long, global = true, env = "HUSK_ROOT", value_name = "DIR", hide_env_values = true)]
     pub(crate) root: Option<PathBuf>,
@@ -36,6 +51,24 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "HUSK_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u32).range(1..=86_400), hide = true)]
     pub(crate) timeout: u32,
+    /// Write messages to FILE instead of stderr; errors go to both
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// The form of the messages in that file
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) log_format: Format,
+    /// Say everything that helps to find a fault
+    #[arg(long, global = true)]
+    pub(crate) debug: bool,
+    /// Read cgroupsPath as SLICE:PREFIX:NAME
+    #[arg(long, global = true, hide = true)]
+    pub(crate) systemd_cgroup: bool,
+    /// Accepted as other runtimes accept it
+    #[arg(long, global = true, hide = true, value_name = "NAME")]
+    pub(crate) cgroup_manager: Option<String>,
+    /// Accepted as other runtimes accept it: husk needs no privileges that it does not have
+    #[arg(long, global = true, hide = true, value_name = "CHOICE")]
+    pub(crate) rootless: Option<String>,
 }
 
 impl Global {
@@ -52,14 +85,42 @@ impl Global {
 pub(crate) enum Command {
     Run(RunArgs),
     Exec(ExecArgs),
-    #[command(visible_alias = "ls", alias = "ps")]
+    #[command(visible_alias = "ls")]
     List(ListArgs),
     Kill(KillArgs),
+    Logs(LogsArgs),
+    Wait(WaitArgs),
+    Stats(StatsArgs),
+    Inspect(InspectArgs),
+    #[command(name = "rm")]
+    Remove(RemoveArgs),
     Console(ConsoleArgs),
     Images(ImagesArgs),
     #[command(subcommand)]
     Cache(CacheCommand),
     Doctor(DoctorArgs),
+    Create(CreateArgs),
+    /// Start the process of a created container
+    Start(IdArgs),
+    /// Print a container's state (the OCI runtime specification's document)
+    State(IdArgs),
+    Delete(DeleteArgs),
+    Ps(PsArgs),
+    /// Freeze a container's processes
+    Pause(IdArgs),
+    /// Let a paused container's processes go on
+    Resume(IdArgs),
+    Update(UpdateArgs),
+    Events(EventsArgs),
+    Spec(SpecArgs),
+    /// Print what this runtime supports (the OCI runtime specification's features document)
+    Features,
+    /// Write manual pages and shell completions below DIR
+    #[command(hide = true)]
+    Documentation {
+        /// Where to write them
+        dir: PathBuf,
+    },
 }
 
 /// Run a container in a new virtual machine
@@ -71,6 +132,7 @@ Examples:
   husk run --image ./busybox.tar                run an image, as docker save or skopeo writes it
   husk run --image ./layout:1.36 -- ls          another command in one of a layout's images
   husk run --bundle ./bundle                    run an OCI bundle
+  husk run -d --name web --rootfs ./web -- httpd -f
   echo hi | husk run -i --rootfs ./alpine -- cat
 
 The exit code is the container's, or 128 + n when signal n ended it; 127 when the
@@ -79,20 +141,33 @@ failed. Signals are passed on to the container; a third interrupt ends it.")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// Name the sandbox [default: twelve random digits]
+    /// Name the container [default: twelve random digits]
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// The same, as other OCI runtimes take it
+    #[arg(value_name = "ID", conflicts_with = "name")]
+    pub(crate) id: Option<String>,
+    /// Leave it running and print its name; husk logs shows what it writes, and husk rm removes it
+    #[arg(short, long, conflicts_with_all = ["timings", "console"])]
+    pub(crate) detach: bool,
+    /// Remove a detached container when it ends
+    #[arg(long, requires = "detach")]
+    pub(crate) rm: bool,
+    /// Write the id of the process that stands for the container to FILE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
     /// Host name in the container [default: the sandbox's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
-    /// Virtual processors
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub(crate) cpus: u32,
-    /// Guest memory, such as 512M or 2G; taken from the host only as it is used
-    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = memory)]
-    pub(crate) memory: u32,
+    /// Virtual processors [default: 1, or what the bundle's annotation dev.husk.cpus says]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) cpus: Option<u32>,
+    /// Guest memory, such as 512M or 2G; taken from the host only as it is used [default: 512M, or what the bundle's
+    /// annotation dev.husk.memory says]
+    #[arg(short, long, value_name = "SIZE", value_parser = memory)]
+    pub(crate) memory: Option<u32>,
     /// Let the container not write to its root file system
     #[arg(long)]
     pub(crate) read_only: bool,
@@ -147,149 +222,56 @@ pub(crate) struct ProcessArgs {
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
     /// Working directory in the container
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, visible_alias = "cwd", value_name = "DIR")]
     pub(crate) workdir: Option<String>,
 }
 
-/// Run a further process in a running sandbox
+/// Run a further process in a running container
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   husk exec box -- ps
   husk exec -it box -- sh
-  husk exec -u nobody -e DEBUG=1 box -- id")]
+  husk exec -u nobody -e DEBUG=1 box -- id
+  husk exec --process process.json --detach --pid-file pid box")]
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
-    /// The sandbox's name
+    /// Take everything from FILE, a process object of the OCI runtime specification
+    #[arg(short, long = "process", value_name = "FILE", conflicts_with_all = ["command", "env", "user", "workdir"])]
+    pub(crate) spec: Option<PathBuf>,
+    /// Leave it running; its streams are those of this command
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) pid: PidArgs,
+    /// Add a capability
+    #[arg(short, long = "cap", value_name = "CAPABILITY")]
+    pub(crate) capabilities: Vec<String>,
+    /// Add a supplementary group
+    #[arg(short = 'g', long, value_name = "GID")]
+    pub(crate) additional_gids: Vec<u32>,
+    /// Let the process gain no privileges
+    #[arg(long)]
+    pub(crate) no_new_privs: bool,
+    /// Accepted as other runtimes accept it
+    #[arg(long, hide = true)]
+    pub(crate) ignore_paused: bool,
+    /// The container's name
     pub(crate) name: String,
     /// Command and arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required_unless_present = "spec",
+        value_name = "COMMAND"
+    )]
     pub(crate) command: Vec<String>,
 }
 
-/// List running sandboxes
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  husk list                 a table
-  husk list -q              names alone, for scripts
-  husk list --json          everything")]
-pub(crate) struct ListArgs {
-    /// Print everything as JSON
-    #[arg(long, conflicts_with = "quiet")]
-    pub(crate) json: bool,
-    /// Print names alone
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-}
-
-/// Send a signal to a sandbox's container
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  husk kill box             end it
-  husk kill box TERM        ask it to end")]
-pub(crate) struct KillArgs {
-    /// The sandbox's name
-    pub(crate) name: String,
-    /// The signal's name or number
-    #[arg(default_value = "KILL", value_parser = crate::signals::parse)]
-    pub(crate) signal: i32,
-}
-
-/// Attach to the console of a sandbox that was started with --console
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Example:
-  husk console box          what the guest's kernel says; Ctrl-] detaches a terminal")]
-pub(crate) struct ConsoleArgs {
-    /// The sandbox's name
-    pub(crate) name: String,
-}
-
-/// List what is in the image cache
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  husk images               images and root directories that start without being converted
-  husk images --json        the same with their layers, for programs")]
-pub(crate) struct ImagesArgs {
-    /// Print everything as JSON, layers too
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// The image cache [default: /var/cache/husk for root, ~/.cache/husk/images for others]
-    #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide_env_values = true)]
-    pub(crate) image_cache: Option<PathBuf>,
-}
-
-/// Make room in the image cache
-#[derive(Debug, Subcommand)]
-pub(crate) enum CacheCommand {
-    Prune(PruneArgs),
-}
-
-/// Remove everything from the image cache that no running sandbox uses
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Example:
-  husk cache prune          what is needed again is converted again")]
-pub(crate) struct PruneArgs {
-    /// Print what was removed as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// The image cache [default: /var/cache/husk for root, ~/.cache/husk/images for others]
-    #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide_env_values = true)]
-    pub(crate) image_cache: Option<PathBuf>,
-}
-
-/// Check what this host has and what it lacks
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  husk doctor               what is there, what is missing, and what to do
-  husk doctor --json        the same for programs
-
-The exit code is 1 when something is missing without which nothing runs.")]
-pub(crate) struct DoctorArgs {
-    /// Print the checks as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// The image cache to check
-    #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide = true)]
-    pub(crate) image_cache: Option<PathBuf>,
-}
-
-/// The most memory that can be asked for, in MiB: 1 TiB.
-const MAX_MEMORY_MIB: u64 = 1 << 20;
-
-/// A size in bytes with an optional unit, as docker takes it, to whole MiB.
+/// A size of guest memory, to whole MiB.
 fn memory(text: &str) -> Result<u32, String> {
-    let lower = text.to_ascii_lowercase();
-    let number = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let shift = match &lower[number.len()..] {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return Err("use a number with K, M or G, such as 512M".into()),
-    };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| "use a number with K, M or G, such as 512M")?;
-    let bytes = number
-        .checked_mul(1 << shift)
-        .ok_or("that is more than any machine has")?;
-    let (mib, least) = (
-        bytes.div_ceil(1 << 20),
-        u64::from(husk_sandbox::sandbox::MIN_MEMORY_MIB),
-    );
-    match u32::try_from(mib) {
-        Ok(_) if mib < least => Err(format!("a guest needs at least {least}M")),
-        Ok(mib) if u64::from(mib) <= MAX_MEMORY_MIB => Ok(mib),
-        _ => Err("at most 1T is possible".into()),
-    }
+    husk_sandbox::size::memory_mib(text).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -330,6 +312,50 @@ mod tests {
             "1é",
         ] {
             assert!(memory(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn further_commands_stand_with_or_without_two_dashes() {
+        for words in [
+            &["husk", "exec", "-t", "box", "--", "sh", "-c", "-x"][..],
+            &["husk", "exec", "-t", "box", "sh", "-c", "-x"],
+        ] {
+            let cli = Cli::try_parse_from(words).unwrap();
+            let Command::Exec(exec) = cli.command else { panic!() };
+            assert_eq!((exec.name.as_str(), exec.process.tty), ("box", true));
+            assert_eq!(exec.command, ["sh", "-c", "-x"]);
+            assert!(exec.capabilities.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_callers_of_runtimes_write_is_understood() {
+        for words in [
+            "husk --root /r --log /l --log-format json create --bundle /b --pid-file /p --console-socket /c box",
+            "husk --log-format=json --log=/l --systemd-cgroup create --bundle /b --pid-file /p --no-pivot box",
+            "husk --root /r start box",
+            "husk --root /r state box",
+            "husk kill --all box 9",
+            "husk kill box TERM",
+            "husk delete --force box",
+            "husk exec --pid-file /p --process /s --detach --console-socket /c box",
+            "husk exec --process /s --detach --pid-file /p --tty box",
+            "husk exec --user 0:0 --cwd / --env A=1 --cap CAP_KILL box id",
+            "husk list --format json",
+            "husk run --bundle /b box",
+            "husk features",
+            "husk ps --format json box",
+            "husk ps -f json box",
+            "husk update --resources - box",
+            "husk update --cpu-quota -1 --memory 64M --memory-swap -1 --pids-limit 5 box",
+            "husk events --stats box",
+            "husk events --interval 1s box",
+            "husk pause box",
+            "husk resume box",
+            "husk spec --bundle /b",
+        ] {
+            assert!(Cli::try_parse_from(words.split(' ')).is_ok(), "{words}");
         }
     }
 

@@ -8,10 +8,10 @@ use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context, Result};
+use husk_sandbox::lifecycle::Container;
 use husk_sandbox::rundir::RunRoot;
 
 use crate::args::{ConsoleArgs, Global};
-use crate::exec::link;
 use crate::relay::write_all;
 use crate::terminal::{Raw, on_stdin};
 
@@ -19,8 +19,10 @@ use crate::terminal::{Raw, on_stdin};
 const DETACH: u8 = 0x1d;
 
 pub(crate) fn console(global: &Global, args: &ConsoleArgs) -> Result<u8> {
-    let found = RunRoot::open(&global.root())?.find(&args.name)?;
-    let stream = link(global, &found)?.console()?;
+    let root = RunRoot::open(&global.root())?;
+    let stream = Container::find(&root, &args.name, global.patience())?
+        .link()?
+        .console()?;
     let terminal = on_stdin();
     let raw = match terminal {
         true => {

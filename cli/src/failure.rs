@@ -2,8 +2,13 @@
 
 use std::io::{IsTerminal, Write};
 
+use anyhow::{Context, Result};
 use husk_sandbox::guest::GuestError;
+use husk_sandbox::lifecycle::LifecycleError;
 use husk_sandbox::sandbox::SandboxError;
+
+use crate::log;
+use crate::monitor::Failed;
 
 /// husk itself failed.
 pub(crate) const OWN: u8 = 125;
@@ -16,17 +21,33 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         .chain()
         .find_map(|cause| match cause.downcast_ref::<SandboxError>() {
             Some(SandboxError::Guest(error)) => Some(error),
-            _ => cause.downcast_ref::<GuestError>(),
+            _ => match cause.downcast_ref::<LifecycleError>() {
+                Some(LifecycleError::Guest(error)) => Some(error),
+                _ => cause.downcast_ref::<GuestError>(),
+            },
         });
     match guest {
         Some(GuestError::CommandNotFound(_)) => NOT_FOUND,
         Some(GuestError::CommandNotExecutable(_)) => NOT_EXECUTABLE,
-        _ => OWN,
+        _ => match error.downcast_ref::<Failed>() {
+            Some(failed) => failed.code,
+            None => OWN,
+        },
     }
 }
 
-/// Prints an error with its causes.
+/// Prints what a command answers.
+pub(crate) fn print_out(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.context("stdout cannot be written to")
+}
+
+/// Prints an error with its causes, and logs it where a caller looks for it.
 pub(crate) fn print(error: &anyhow::Error) {
+    if log::has_file() {
+        tracing::error!("{error:#}");
+    }
     let mut stderr = std::io::stderr().lock();
     let name = if stderr.is_terminal() {
         "\x1b[1;31mhusk:\x1b[0m"

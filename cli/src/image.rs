@@ -1,12 +1,13 @@
 //! `husk run --image`: an image becomes a bundle and a disk.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use husk_sandbox::agent::Mount;
-use husk_sandbox::bundle::{Bundle, ImageFacts, Standard, users};
+use husk_sandbox::bundle::{Bundle, Standard, users};
 use husk_sandbox::image::{Cache, Config, Image, Limits, Reference, Source, Step};
 
 use crate::args::RunArgs;
@@ -30,12 +31,19 @@ pub(crate) fn prepare(image: &OsStr, cache: &Cache, args: &RunArgs, name: &str) 
     let mut bundle = Bundle::standard(&prepared.users, &choice)?;
     apply(&found.config, &mut bundle, args.process.user.is_none())?;
     run::apply(args, &mut bundle)?;
-    bundle.image = Some(ImageFacts {
-        name: shown.into_owned(),
-        labels: found.config.labels,
-        stop_signal: found.config.stop_signal,
-    });
+    bundle.annotations = annotations(found.config, &shown);
     Ok((bundle, prepared.image))
+}
+
+/// What the image says for whoever looks after the container (OCI image specification, "Conversion to OCI Runtime
+/// Configuration"): its labels, and what has an annotation of its own.
+fn annotations(config: Config, name: &str) -> BTreeMap<String, String> {
+    let mut annotations = config.labels;
+    annotations.insert("org.opencontainers.image.ref.name".into(), name.into());
+    if !config.stop_signal.is_empty() {
+        annotations.insert("org.opencontainers.image.stopSignal".into(), config.stop_signal);
+    }
+    annotations
 }
 
 /// Entry point and arguments: each of the command line's replaces the image's, and an entry point of the command line's

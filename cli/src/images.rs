@@ -9,7 +9,7 @@ use husk_sandbox::artefacts;
 use husk_sandbox::image::{Cache, Cached, DEFAULT_LIMIT, What, sizes};
 
 use crate::args::{ImagesArgs, PruneArgs};
-use crate::list::{rough, shortened, table};
+use crate::list::{aligned, rough, shortened};
 
 /// How much of a key or digest a person sees.
 const SHORT: usize = 12;
@@ -78,7 +78,7 @@ fn rows(contents: &[Cached]) -> String {
             },
         ]);
     }
-    table(&rows)
+    aligned(&rows)
 }
 
 /// Bytes as people say them.

@@ -1,55 +1,95 @@
-//! `husk list`: the sandboxes that run.
+//! `husk list`: the containers that there are.
 
-use std::io::Write;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
-use husk_sandbox::rundir::{RunRoot, State};
+use anyhow::Result;
+use husk_sandbox::lifecycle::{Container, Status};
+use husk_sandbox::rundir::{Found, RunRoot};
+use serde::Serialize;
 
-use crate::args::{Global, ListArgs};
+use crate::args::{Global, ListArgs, TableFormat};
+use crate::failure::print_out;
+use crate::state::State;
+
+/// How long each guest may take to tell its container's status.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A longer command is cut in the table.
 const MAX_COMMAND: usize = 40;
 
+/// A container in the list.
+#[derive(Serialize)]
+struct Entry {
+    #[serde(flatten)]
+    state: State,
+    cpus: u32,
+    #[serde(rename = "memoryMib")]
+    memory_mib: u32,
+    #[serde(rename = "vmmPid")]
+    vmm_pid: u32,
+    args: Vec<String>,
+    #[serde(skip)]
+    age: Duration,
+}
+
 pub(crate) fn list(global: &Global, args: &ListArgs) -> Result<u8> {
-    let states = RunRoot::open(&global.root())?.list()?;
-    let text = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&states)?)
-    } else if args.quiet {
-        states.iter().map(|state| format!("{}\n", state.name)).collect()
+    let found = RunRoot::open(&global.root())?.list()?;
+    let text = if args.quiet {
+        found.iter().map(|one| format!("{}\n", one.state.name)).collect()
     } else {
-        rows(&states)
+        let patience = PATIENCE.min(global.patience());
+        let entries: Vec<_> = found.into_iter().map(|one| entry(one, patience)).collect();
+        match args.json || args.format == TableFormat::Json {
+            true => format!("{}\n", serde_json::to_string_pretty(&entries)?),
+            false => table(&entries),
+        }
     };
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("stdout cannot be written to")?;
+    print_out(&text)?;
     Ok(0)
 }
 
-fn rows(states: &[State]) -> String {
-    let mut rows = vec![["NAME", "PID", "CREATED", "CPUS", "MEMORY", "COMMAND"].map(str::to_owned)];
-    for state in states {
-        let age = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let command = state
-            .containers
-            .first()
-            .map(|container| container.process.args.join(" "));
-        rows.push([
-            state.name.clone(),
-            state.pid.to_string(),
-            format!("{} ago", rough(age.saturating_sub(Duration::from_secs(state.created)))),
-            state.cpus.to_string(),
-            format!("{}M", state.memory_mib),
-            shortened(&command.unwrap_or_else(|| "(starting)".into())),
-        ]);
+fn entry(found: Found, patience: Duration) -> Entry {
+    let container = Container::new(found, patience);
+    // One guest that does not answer keeps no other from being listed: its owner lives, or it would have stopped.
+    let status = container.status().unwrap_or_else(|error| {
+        tracing::warn!(%error, "{} does not tell its status", container.name());
+        Status::Running
+    });
+    let state = State::of(&container, status);
+    let sandbox = &container.found().state;
+    let age = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let process = sandbox.containers.first().map(|container| &container.process);
+    Entry {
+        cpus: sandbox.cpus,
+        memory_mib: sandbox.memory_mib,
+        vmm_pid: sandbox.vmm_pid,
+        args: process.map(|process| process.args.clone()).unwrap_or_default(),
+        age: age.saturating_sub(Duration::from_secs(sandbox.created)),
+        state,
     }
-    table(&rows)
 }
 
-/// Rows with aligned columns.
-pub(crate) fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+fn table(entries: &[Entry]) -> String {
+    let mut rows = vec![["NAME", "PID", "STATUS", "CREATED", "CPUS", "MEMORY", "COMMAND"].map(str::to_owned)];
+    for entry in entries {
+        let command = entry.args.join(" ");
+        rows.push([
+            entry.state.id.clone(),
+            entry.state.pid.to_string(),
+            entry.state.status.to_string(),
+            format!("{} ago", rough(entry.age)),
+            entry.cpus.to_string(),
+            format!("{}M", entry.memory_mib),
+            shortened(if command.is_empty() { "(starting)" } else { &command }),
+        ]);
+    }
+    aligned(&rows)
+}
+
+/// Columns as wide as their widest cell.
+pub(crate) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..COLUMNS).map(width).collect();
+    let widths: Vec<_> = (0..N).map(width).collect();
     let mut text = String::new();
     for row in rows {
         let cells: Vec<_> = row
@@ -63,15 +103,19 @@ pub(crate) fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String 
     text
 }
 
-/// A command in one line without control characters.
+/// A text of a guest's without control characters, which might command the terminal.
+pub(crate) fn clean(text: &str) -> String {
+    let visible = |letter: char| if letter.is_control() { ' ' } else { letter };
+    text.chars().map(visible).collect()
+}
+
+/// A command in one line.
 pub(crate) fn shortened(command: &str) -> String {
-    let clean = command
-        .chars()
-        .map(|letter| if letter.is_control() { ' ' } else { letter });
-    if command.chars().count() <= MAX_COMMAND {
-        clean.collect()
+    let clean = clean(command);
+    if clean.chars().count() <= MAX_COMMAND {
+        clean
     } else {
-        clean.take(MAX_COMMAND - 3).chain("...".chars()).collect()
+        clean.chars().take(MAX_COMMAND - 3).chain("...".chars()).collect()
     }
 }
 
@@ -91,20 +135,11 @@ mod tests {
 
     #[test]
     fn the_table_is_aligned() {
-        let state = State {
-            name: "a-long-name-indeed".into(),
-            pid: 1,
-            vmm_pid: 2,
-            created: 0,
-            cpus: 2,
-            memory_mib: 512,
-            console: false,
-            containers: Vec::new(),
-        };
-        let text = rows(&[state]);
+        let row = |cells: [&str; 3]| cells.map(str::to_owned);
+        let text = aligned(&[row(["NAME", "PID", "X"]), row(["a-long-name-indeed", "1", "y"])]);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0].find("PID"), lines[1].find("1  "));
-        assert_eq!(lines[0].find("COMMAND"), lines[1].find("(starting)"));
+        assert_eq!(lines[0].find('X'), lines[1].find('y'));
     }
 
     #[test]

@@ -9,26 +9,44 @@
 mod args;
 mod attach;
 mod console;
+mod create;
+mod delete;
 mod doctor;
+mod documentation;
+mod events;
 mod exec;
 mod failure;
+mod features;
 mod image;
 mod images;
+mod inspect;
 mod kill;
 mod list;
+mod log;
+mod logs;
+mod monitor;
+mod output;
 mod overrides;
+mod own;
+mod pause;
+mod ps;
+mod pty;
 mod relay;
 mod run;
 mod signals;
+mod spec;
+mod start;
+mod state;
+mod stats;
 mod terminal;
 mod timings;
+mod update;
+mod wait;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 use husk_sandbox::timeline;
-use tracing_subscriber::EnvFilter;
 
 use args::{CacheCommand, Cli, Command};
 
@@ -42,17 +60,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { failure::OWN } else { 0 });
         }
     };
-    start_logging(cli.global.verbose);
-    let result = match &cli.command {
-        Command::Run(args) => run::run(&cli.global, args, started),
-        Command::Exec(args) => exec::exec(&cli.global, args),
-        Command::List(args) => list::list(&cli.global, args),
-        Command::Kill(args) => kill::kill(&cli.global, args),
-        Command::Console(args) => console::console(&cli.global, args),
-        Command::Images(args) => images::images(args),
-        Command::Cache(CacheCommand::Prune(args)) => images::prune(args),
-        Command::Doctor(args) => doctor::doctor(&cli.global, args),
-    };
+    let result = log::start(&cli.global).and_then(|()| dispatch(&cli, started));
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -62,21 +70,33 @@ fn main() -> ExitCode {
     }
 }
 
-/// Traces to stderr what `-v` and `HUSK_LOG` ask for; warnings if they say nothing.
-fn start_logging(verbose: u8) {
-    let default = match verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    let filter = match std::env::var("HUSK_LOG") {
-        Ok(filter) if verbose == 0 => EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new(default)),
-        _ => EnvFilter::new(default),
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+fn dispatch(cli: &Cli, started: u64) -> anyhow::Result<u8> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Run(args) => run::run(global, args, started),
+        Command::Exec(args) => exec::exec(global, args),
+        Command::List(args) => list::list(global, args),
+        Command::Kill(args) => kill::kill(global, args),
+        Command::Logs(args) => logs::logs(global, args),
+        Command::Wait(args) => wait::wait(global, args),
+        Command::Inspect(args) => inspect::inspect(global, args),
+        Command::Remove(args) => delete::rm(global, args),
+        Command::Console(args) => console::console(global, args),
+        Command::Images(args) => images::images(args),
+        Command::Cache(CacheCommand::Prune(args)) => images::prune(args),
+        Command::Doctor(args) => doctor::doctor(global, args),
+        Command::Create(args) => create::create(global, args),
+        Command::Start(args) => start::start(global, args),
+        Command::State(args) => state::state(global, args),
+        Command::Delete(args) => delete::delete(global, args),
+        Command::Ps(args) => ps::ps(global, args),
+        Command::Pause(args) => pause::pause(global, args),
+        Command::Resume(args) => pause::resume(global, args),
+        Command::Update(args) => update::update(global, args),
+        Command::Events(args) => events::events(global, args),
+        Command::Stats(args) => stats::stats(global, args),
+        Command::Spec(args) => spec::spec(args),
+        Command::Documentation { dir } => documentation::write(dir),
+        Command::Features => features::features(),
+    }
 }

@@ -15,10 +15,55 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::output::Recorder;
+
 const CHUNK: usize = 64 << 10;
 /// How long a stream may stay silent and open when its process has exited: a process that it has left behind may hold
 /// it for as long as it likes.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// Our ends of a process's streams.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    /// What the process reads, if it is passed on.
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Sink,
+    pub(crate) stderr: Sink,
+}
+
+/// Where a process's output goes.
+#[derive(Debug)]
+pub(crate) enum Sink {
+    Descriptor(OwnedFd),
+    Log(Recorder),
+}
+
+impl Ends {
+    /// husk's own streams.
+    pub(crate) fn standard(forward_stdin: bool) -> Result<Self> {
+        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("no descriptor is left");
+        Ok(Self {
+            stdin: match forward_stdin {
+                true => Some(copy(io::stdin().as_fd())?),
+                false => None,
+            },
+            stdout: Sink::Descriptor(copy(io::stdout().as_fd())?),
+            stderr: Sink::Descriptor(copy(io::stderr().as_fd())?),
+        })
+    }
+}
+
+impl Sink {
+    fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Descriptor(to) => Ok(write_all(to.as_fd(), bytes)?),
+            Self::Log(recorder) => {
+                recorder.write(bytes);
+                Ok(())
+            }
+        }
+    }
+}
 
 /// The copying threads.
 #[derive(Debug)]
@@ -28,9 +73,8 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Begins to copy. `forward_stdin` says whether what is typed into a terminal is passed on; without a terminal the
-    /// streams themselves say it.
-    pub(crate) fn start(streams: Streams, terminal: bool, forward_stdin: bool) -> Result<Self> {
+    /// Begins to copy between a process's streams and ours.
+    pub(crate) fn start(streams: Streams, terminal: bool, ends: Ends) -> Result<Self> {
         let exited = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("an event cannot be made")?;
         let mut relay = Self {
             outputs: Vec::new(),
@@ -39,26 +83,25 @@ impl Relay {
         let Streams { stdin, stdout, stderr } = streams;
         if terminal {
             let stream = stdin.context("the terminal has no stream")?;
-            relay.output(stream.try_clone()?, io::stdout().as_fd())?;
-            if forward_stdin {
-                input(stream)?;
+            relay.output(stream.try_clone()?, ends.stdout)?;
+            if let Some(from) = ends.stdin {
+                input(from, stream)?;
             }
             return Ok(relay);
         }
         if let Some(stream) = stdout {
-            relay.output(stream, io::stdout().as_fd())?;
+            relay.output(stream, ends.stdout)?;
         }
         if let Some(stream) = stderr {
-            relay.output(stream, io::stderr().as_fd())?;
+            relay.output(stream, ends.stderr)?;
         }
-        if let Some(stream) = stdin {
-            input(stream)?;
+        if let Some((stream, from)) = stdin.zip(ends.stdin) {
+            input(from, stream)?;
         }
         Ok(relay)
     }
 
-    fn output(&mut self, from: UnixStream, to: BorrowedFd<'_>) -> Result<()> {
-        let to = to.try_clone_to_owned()?;
+    fn output(&mut self, from: UnixStream, to: Sink) -> Result<()> {
         let exited = Arc::clone(&self.exited);
         let thread = thread::Builder::new().name("output".into());
         self.outputs
@@ -77,8 +120,8 @@ impl Relay {
     }
 }
 
-fn input(to: UnixStream) -> Result<()> {
-    let from = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+fn input(from: OwnedFd, to: UnixStream) -> Result<()> {
+    let from = File::from(from);
     // Never waited for: it may be blocked for as long as nobody types.
     thread::Builder::new()
         .name("input".into())
@@ -113,7 +156,7 @@ fn copy_input(mut from: File, to: &UnixStream) {
 
 /// Copies until the stream ends or is silent after its process's exit. When our own end cannot be written to, the
 /// stream is closed, so that the process learns of it as it would of a closed pipe.
-fn copy_output(mut from: UnixStream, to: &OwnedFd, exited: &EventFd) {
+fn copy_output(mut from: UnixStream, to: &Sink, exited: &EventFd) {
     let mut chunk = vec![0; CHUNK];
     let mut over = false;
     loop {
@@ -128,7 +171,7 @@ fn copy_output(mut from: UnixStream, to: &OwnedFd, exited: &EventFd) {
         match from.read(&mut chunk) {
             Ok(0) => return,
             Ok(count) => {
-                if write_all(to.as_fd(), &chunk[..count]).is_err() {
+                if to.write_all(&chunk[..count]).is_err() {
                     // The guest hears of it; that it may have gone itself does not matter.
                     let _ = from.shutdown(Shutdown::Both);
                     return;
@@ -211,7 +254,7 @@ mod tests {
         let (to, reader) = UnixStream::pair().unwrap();
         let exited = Arc::new(EventFd::new().unwrap());
         let event = Arc::clone(&exited);
-        let thread = thread::spawn(move || copy_output(from, &to.into(), &event));
+        let thread = thread::spawn(move || copy_output(from, &Sink::Descriptor(to.into()), &event));
         (guest, reader, exited, thread)
     }
 

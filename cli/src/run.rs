@@ -11,7 +11,7 @@ use husk_sandbox::agent::{Ready, WaitResponse};
 use husk_sandbox::artefacts;
 use husk_sandbox::bundle::{Bundle, Standard};
 use husk_sandbox::guest::ProcessId;
-use husk_sandbox::image::{Cache, DEFAULT_LIMIT, Image};
+use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::keeper::Keeper;
 use husk_sandbox::rundir::{self, RunRoot};
 use husk_sandbox::sandbox::{Options, Sandbox};
@@ -19,11 +19,15 @@ use husk_sandbox::timeline::Timeline;
 
 use crate::args::{Global, RunArgs};
 use crate::attach::{self, Progress, Session, Target};
-use crate::relay::{self, Relay};
+use crate::failure::print_out;
+use crate::own::{self, Charge, Disk, StreamChoice};
+use crate::relay::{self, Ends, Relay};
 use crate::terminal::Raw;
 use crate::timings::Timings;
-use crate::{doctor, image, overrides};
+use crate::{doctor, image, monitor, overrides};
 
+/// The longest host name (`__NEW_UTS_LEN`), in bytes.
+const MAX_HOSTNAME: usize = 64;
 /// How long the console may take to say its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -31,7 +35,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     let timeline = Arc::new(Timeline::default());
     timeline.note("husk started", started);
     doctor::require_kvm()?;
-    let name = match &args.name {
+    let name = match args.name.as_ref().or(args.id.as_ref()) {
         Some(name) => name.clone(),
         None => random_name()?,
     };
@@ -46,19 +50,37 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
         None => (bundle(args, &name)?, Disk::Directory(cache)),
     };
     timeline.reach("bundle read");
-    let root = RunRoot::open(&global.root())?;
-    // Before the first thread, and before there is anything to clean up.
-    let _keeper = Keeper::start(root.path(), &name)?;
-    let dir = root.create(&name)?;
-    let session = Session::begin()?;
     let options = Options {
-        cpus: args.cpus,
-        memory_mib: args.memory,
+        cpus: args.cpus.unwrap_or(bundle.machine.cpus),
+        memory_mib: args.memory.unwrap_or(bundle.machine.memory_mib),
         disks: 1,
         console: args.console,
         kernel: args.kernel.clone(),
         patience: global.patience(),
+        cgroup: None,
+        confinement: bundle.confinement.clone(),
     };
+    if args.detach {
+        return detach(Charge {
+            root: global.root(),
+            name,
+            bundle,
+            disk,
+            options,
+            streams: StreamChoice::Log,
+            pid_file: args.pid_file.clone(),
+            start: true,
+            keep: !args.rm,
+        });
+    }
+    let root = RunRoot::open(&global.root())?;
+    // Before the first thread, and before there is anything to clean up.
+    let _keeper = Keeper::start(root.path(), &name, None)?;
+    let dir = root.create(&name)?;
+    if let Some(path) = &args.pid_file {
+        monitor::write_pid_file(path)?;
+    }
+    let session = Session::begin()?;
     let sandbox = Arc::new(Sandbox::spawn(dir, &options, Arc::clone(&timeline))?);
     let console = match args.console {
         true => Some(relay::to_stderr(sandbox.link()?.console()?)?),
@@ -83,6 +105,14 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     Ok(code)
 }
 
+/// Leaves a running container to a monitor and says its name.
+fn detach(charge: Charge) -> Result<u8> {
+    let name = charge.name.clone();
+    monitor::start(|stdio, report| own::own(charge, stdio, report))?;
+    print_out(&format!("{name}\n"))?;
+    Ok(0)
+}
+
 /// Waits for a thread for a limited time.
 fn join_within(thread: std::thread::JoinHandle<()>, limit: Duration) {
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -103,7 +133,8 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
             let choice = Standard {
                 args: vec!["sh".into()],
                 terminal: args.process.tty,
-                hostname: name.into(),
+                // A name may be longer than a host's.
+                hostname: name.chars().take(MAX_HOSTNAME).collect(),
             };
             Bundle::standard(&absolute(rootfs)?, &choice)?
         }
@@ -122,7 +153,7 @@ pub(crate) fn apply(args: &RunArgs, bundle: &mut Bundle) -> Result<()> {
     let request = &mut bundle.request;
     if let Some(hostname) = &args.hostname {
         anyhow::ensure!(
-            hostname.len() <= rundir::MAX_NAME,
+            hostname.len() <= MAX_HOSTNAME,
             "the host name {hostname:?} is longer than 64 bytes"
         );
         request.hostname.clone_from(hostname);
@@ -136,7 +167,7 @@ pub(crate) fn apply(args: &RunArgs, bundle: &mut Bundle) -> Result<()> {
     overrides::apply(&args.process, &bundle.root, process)
 }
 
-fn absolute(path: &std::path::Path) -> Result<PathBuf> {
+pub(crate) fn absolute(path: &std::path::Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
 }
 
@@ -146,14 +177,6 @@ pub(crate) fn random_name() -> Result<String> {
     let mut source = File::open("/dev/urandom").context("/dev/urandom cannot be read")?;
     source.read_exact(&mut bytes).context("/dev/urandom cannot be read")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Where the root file system's disk comes from.
-enum Disk {
-    /// It is there.
-    Image(Image),
-    /// It is made from the bundle's root directory, or found in the cache.
-    Directory(Cache),
 }
 
 /// What a thread does while another hears signals.
@@ -170,10 +193,7 @@ impl Work {
     fn run(self, progress: &Progress) -> Result<u8> {
         let root = self.bundle.root.clone();
         let disk = self.disk;
-        let (ready, disk) = self.sandbox.prepare(move || match disk {
-            Disk::Image(image) => Ok(image),
-            Disk::Directory(cache) => cache.image(&root),
-        })?;
+        let (ready, disk) = self.sandbox.prepare(move || disk.find(&root))?;
         let terminal = self.bundle.request.process.stdio.terminal;
         let streams = self.sandbox.create(&self.name, self.bundle, disk, self.interactive)?;
         let raw = match terminal && self.interactive && crate::terminal::on_stdin() {
@@ -184,7 +204,7 @@ impl Work {
             container: self.name,
             exec: String::new(),
         };
-        let relay = Relay::start(streams, terminal, self.interactive)?;
+        let relay = Relay::start(streams, terminal, Ends::standard(self.interactive)?)?;
         let started_ns = self.sandbox.start(&process)?;
         progress.started(Target {
             guest: self.sandbox.guest()?,

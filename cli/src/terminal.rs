@@ -9,6 +9,8 @@ use std::sync::Mutex;
 use husk_sandbox::agent::WindowSize;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
+use crate::pty;
+
 /// What the terminal was before it was made raw, until it is restored.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
@@ -63,31 +65,10 @@ pub(crate) fn controls() -> bool {
     File::options().read(true).custom_flags(flags).open("/dev/tty").is_ok()
 }
 
-nix::ioctl_read_bad!(
-    /// Reads a terminal's size.
-    get_window_size,
-    libc::TIOCGWINSZ,
-    libc::winsize
-);
-
 /// The size of the terminal that stdin, stdout or stderr is.
-#[allow(unsafe_code)]
 pub(crate) fn window() -> Option<WindowSize> {
-    [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO]
-        .into_iter()
-        .find_map(|fd| {
-            let mut size = libc::winsize {
-                ws_row: 0,
-                ws_col: 0,
-                ws_xpixel: 0,
-                ws_ypixel: 0,
-            };
-            // SAFETY: the request writes a `winsize`, to which the pointer leads.
-            unsafe { get_window_size(fd, &raw mut size) }.ok()?;
-            (size.ws_col > 0 && size.ws_row > 0).then(|| WindowSize {
-                columns: size.ws_col.into(),
-                rows: size.ws_row.into(),
-                ..Default::default()
-            })
-        })
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]
+        .iter()
+        .find_map(pty::window)
 }

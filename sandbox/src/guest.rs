@@ -3,18 +3,22 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use husk_protocol::agent::{
     self, CloseStdinRequest, CreateRequest, CreateResponse, DeleteRequest, DeleteResponse, Empty, EventsRequest,
-    EventsResponse, ExecRequest, ExecResponse, Failure, KillRequest, ResizeRequest, StartRequest, StartResponse,
-    StateRequest, StateResponse, StatsRequest, StatsResponse, WaitRequest, WaitResponse, WindowSize, failure,
+    EventsResponse, ExecRequest, ExecResponse, Failure, KillRequest, PauseRequest, ProcessInfo, ProcessesRequest,
+    ProcessesResponse, ResizeRequest, ResumeRequest, StartRequest, StartResponse, StateRequest, StateResponse,
+    StatsRequest, StatsResponse, UpdateRequest, WaitRequest, WaitResponse, WindowSize, failure,
 };
 use husk_protocol::{AGENT_PORT, STDIO_PORT, TOKEN_LEN};
 use protobuf::Message;
 use thiserror::Error;
 use ttrpc::Code;
 
+use crate::bundle::BundleError;
+use crate::bundle::resources::Update;
 use crate::machine::{Link, LinkError};
 use crate::rpc::{Rpc, RpcError};
 
@@ -51,6 +55,9 @@ pub struct Streams {
 }
 
 /// Why the guest did not do what it was asked.
+///
+/// Where the rules of the life cycle forbid it (OCI runtime specification, runtime.md, "Operations"), the reason is
+/// [`Absent`](Self::Absent), [`Exists`](Self::Exists) or [`State`](Self::State), and nothing has changed.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum GuestError {
@@ -62,8 +69,18 @@ pub enum GuestError {
     CommandNotExecutable(String),
     #[error("{0}")]
     Process(String),
+    #[error("{0}")]
+    Absent(String),
+    #[error("{0}")]
+    Exists(String),
+    #[error("{0}")]
+    State(String),
+    #[error("{0}")]
+    Invalid(String),
     #[error("the guest refuses: {message}")]
     Refused { code: Code, message: String },
+    #[error(transparent)]
+    Update(#[from] BundleError),
     #[error("the guest has not answered within {} seconds", .0.as_secs())]
     Timeout(Duration),
     #[error("the guest's agent has closed its connection")]
@@ -75,7 +92,13 @@ pub enum GuestError {
 impl GuestError {
     fn from_call(error: RpcError, limit: Duration) -> Self {
         match error {
-            RpcError::Status { code, message } => Self::Refused { code, message },
+            RpcError::Status { code, message } => match code {
+                Code::NOT_FOUND => Self::Absent(message),
+                Code::ALREADY_EXISTS => Self::Exists(message),
+                Code::FAILED_PRECONDITION => Self::State(message),
+                Code::INVALID_ARGUMENT => Self::Invalid(message),
+                code => Self::Refused { code, message },
+            },
             RpcError::Timeout => Self::Timeout(limit),
             RpcError::Closed => Self::Lost,
         }
@@ -86,6 +109,12 @@ impl GuestError {
     pub fn is_lost(&self) -> bool {
         matches!(self, Self::Lost | Self::Link(LinkError::Ended | LinkError::Refused(_)))
     }
+}
+
+/// The longest that hooks of the guest may take.
+pub(crate) fn time_of(hooks: Option<&agent::Hooks>) -> Duration {
+    let hooks = hooks.into_iter().flat_map(|hooks| &hooks.hooks);
+    hooks.map(|hook| Duration::from_secs(hook.timeout_s.into())).sum()
 }
 
 /// What a person chose wrongly, if anything.
@@ -155,7 +184,9 @@ impl Guest {
     /// # Errors
     /// The container cannot be made, or the guest does not answer.
     pub fn create(&self, request: &CreateRequest) -> Result<u32, GuestError> {
-        let response: CreateResponse = self.call("Create", request)?;
+        // The hooks' time comes on top.
+        let limit = self.link.patience() + time_of(request.create_hooks.as_ref());
+        let response: CreateResponse = self.call_within("Create", request, limit)?;
         check(response.failure.as_ref())?;
         Ok(response.pid)
     }
@@ -175,12 +206,21 @@ impl Guest {
     /// # Errors
     /// The command cannot be executed, or the guest does not answer.
     pub fn start(&self, process: &ProcessId) -> Result<u64, GuestError> {
+        self.start_with_hooks(process, Duration::ZERO)
+    }
+
+    /// The same, where hooks of the guest may take this time before.
+    ///
+    /// # Errors
+    /// The command cannot be executed, or the guest does not answer.
+    pub fn start_with_hooks(&self, process: &ProcessId, hooks: Duration) -> Result<u64, GuestError> {
         let request = StartRequest {
             container: process.container.clone(),
             exec: process.exec.clone(),
             ..Default::default()
         };
-        let response: StartResponse = self.call("Start", &request)?;
+        let limit = self.link.patience() + hooks;
+        let response: StartResponse = self.call_within("Start", &request, limit)?;
         check(response.failure.as_ref())?;
         Ok(response.started_ns)
     }
@@ -279,6 +319,58 @@ impl Guest {
         self.call("Stats", &request)
     }
 
+    /// Stops all processes of a container that is created or running.
+    ///
+    /// # Errors
+    /// The container's state does not allow it, its processes do not stop, or the guest does not answer.
+    pub fn pause(&self, container: &str) -> Result<(), GuestError> {
+        let request = PauseRequest {
+            container: container.into(),
+            ..Default::default()
+        };
+        self.call::<Empty>("Pause", &request).map(drop)
+    }
+
+    /// Lets a paused container's processes go on.
+    ///
+    /// # Errors
+    /// It is not paused, or the guest does not answer.
+    pub fn resume(&self, container: &str) -> Result<(), GuestError> {
+        let request = ResumeRequest {
+            container: container.into(),
+            ..Default::default()
+        };
+        self.call::<Empty>("Resume", &request).map(drop)
+    }
+
+    /// Changes the limits of a container that has not stopped; `root` is the directory that its root file system was
+    /// made from.
+    ///
+    /// # Errors
+    /// A limit is not possible or lies below what is in use; the container has stopped, or the guest does not answer.
+    pub fn update(&self, container: &str, update: &Update, root: &Path) -> Result<(), GuestError> {
+        let current = self.stats(container)?;
+        let request = UpdateRequest {
+            container: container.into(),
+            resources: Some(update.message(&current, root)?).into(),
+            ..Default::default()
+        };
+        self.call::<Empty>("Update", &request).map(drop)
+    }
+
+    /// A container's processes with what ps(1) shows of them, by their ids.
+    ///
+    /// # Errors
+    /// There is no such container, or the guest does not answer.
+    pub fn processes(&self, container: &str) -> Result<Vec<ProcessInfo>, GuestError> {
+        let request = ProcessesRequest {
+            container: container.into(),
+            ..Default::default()
+        };
+        let response: ProcessesResponse = self.call("Processes", &request)?;
+        Ok(response.processes)
+    }
+
     /// Waits for events after a sequence number; gives none if there are none for a minute.
     ///
     /// # Errors
@@ -302,7 +394,10 @@ impl Guest {
     }
 
     fn call<R: Message>(&self, method: &str, request: &impl Message) -> Result<R, GuestError> {
-        let limit = self.link.patience();
+        self.call_within(method, request, self.link.patience())
+    }
+
+    fn call_within<R: Message>(&self, method: &str, request: &impl Message, limit: Duration) -> Result<R, GuestError> {
         self.agent
             .call(method, request, Some(limit))
             .map_err(|error| GuestError::from_call(error, limit))

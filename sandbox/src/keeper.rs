@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -15,7 +16,11 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, fork, pipe2, setsid};
 use thiserror::Error;
 
+use crate::host_cgroup;
 use crate::rundir::RunRoot;
+
+/// How long the machine may take to leave its cgroup.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// As long as it lives the run directory is left alone.
 #[derive(Debug)]
@@ -34,14 +39,14 @@ pub enum KeeperError {
 }
 
 impl Keeper {
-    /// Starts the keeper of the run directory `name` below `root`.
+    /// Starts the keeper of the run directory `name` below `root`, and of a cgroup on the host that nobody needs without
+    /// it.
     ///
     /// # Errors
     /// The process has other threads, or cannot be forked.
     #[allow(unsafe_code)]
-    pub fn start(root: &Path, name: &str) -> Result<Self, KeeperError> {
-        let threads = fs::read_dir("/proc/self/task").map_err(KeeperError::Start)?.count();
-        if threads != 1 {
+    pub fn start(root: &Path, name: &str, cgroup: Option<&Path>) -> Result<Self, KeeperError> {
+        if !is_single_threaded().map_err(KeeperError::Start)? {
             return Err(KeeperError::Threads);
         }
         let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| KeeperError::Start(errno.into()))?;
@@ -50,26 +55,46 @@ impl Keeper {
             Ok(ForkResult::Parent { .. }) => Ok(Self { _pipe: write }),
             Ok(ForkResult::Child) => {
                 drop(write);
-                keep(&read, root, name)
+                keep(&read, root, name, cgroup)
             }
             Err(errno) => Err(KeeperError::Start(errno.into())),
         }
     }
 }
 
+/// Whether this process has no other threads, so that a fork of it may go on as it is.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn is_single_threaded() -> io::Result<bool> {
+    Ok(fs::read_dir("/proc/self/task")?.count() == 1)
+}
+
 /// The child's life.
 #[allow(unsafe_code)]
-fn keep(pipe: &OwnedFd, root: &Path, name: &str) -> ! {
+fn keep(pipe: &OwnedFd, root: &Path, name: &str, cgroup: Option<&Path>) -> ! {
     let code = match detach(pipe).and_then(|()| wait_for_hang_up(pipe)) {
-        Ok(()) => match RunRoot::open(root).and_then(|root| root.prune(name)) {
-            Ok(()) => 0,
-            Err(_) => 1,
-        },
+        Ok(()) => i32::from(!clean_up(root, name, cgroup)),
         // Nobody is left who could be told; the next husk command prunes.
         Err(_) => 1,
     };
     // SAFETY: `_exit` takes any number and does not return; the parent's exit handlers must not run twice.
     unsafe { libc::_exit(code) }
+}
+
+/// Removes what is left; says whether all of it is gone that should be.
+fn clean_up(root: &Path, name: &str, cgroup: Option<&Path>) -> bool {
+    let Ok(root) = RunRoot::open(root) else {
+        return false;
+    };
+    let pruned = root.prune(name).is_ok();
+    // A sandbox that is kept has its cgroup until it is removed.
+    let is_kept = root.find(name).is_ok();
+    let removed = match cgroup {
+        Some(cgroup) if !is_kept => host_cgroup::remove(cgroup, PATIENCE).is_ok(),
+        _ => true,
+    };
+    pruned && removed
 }
 
 /// Lets go of everything that the parent has: its terminal, its standard streams, its working directory.

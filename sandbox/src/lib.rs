@@ -7,8 +7,12 @@
 //! 2. [`rundir`]: the sandbox takes its name; [`keeper`] sees to it that nothing is left when the owner is killed;
 //! 3. [`machine`]: `husk-vmm` is started with everything as open descriptors and boots a [`kernel`] while
 //! 4. [`image`] makes or finds the root file system's image, which is then put into one of the machine's disk slots;
+//!    [`confinement`] under which the program runs comes from the bundle;
 //! 5. [`guest`]: the agent is told to create containers and processes, and says when they end;
-//! 6. [`timeline`] knows when each of these points was reached.
+//! 6. [`lifecycle`]: what another process than the owner may do with a container, and when;
+//!    [`hooks`] run at the points of that life where the bundle wants them, and what it costs the host is in
+//!    [`host_cgroup`];
+//! 7. [`timeline`] knows when each of these points was reached.
 //!
 //! The crate knows neither KVM nor containerd; OCI JSON is known in [`bundle`] alone.
 
@@ -16,14 +20,19 @@
 
 pub mod artefacts;
 pub mod bundle;
+pub mod confinement;
 pub mod guest;
+pub mod hooks;
+pub mod host_cgroup;
 pub mod image;
 pub mod keeper;
 pub mod kernel;
+pub mod lifecycle;
 pub mod machine;
 mod rpc;
 pub mod rundir;
 pub mod sandbox;
+pub mod size;
 pub mod timeline;
 
 pub use husk_protocol::agent;

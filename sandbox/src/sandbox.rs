@@ -14,11 +14,13 @@ use thiserror::Error;
 use crate::artefacts::{self, ArtefactError};
 use crate::bundle::Bundle;
 use crate::bundle::users::{self, UserError};
-use crate::guest::{Guest, GuestError, ProcessId, Streams};
+use crate::confinement::Confinement;
+use crate::guest::{self, Guest, GuestError, ProcessId, Streams};
+use crate::hooks::{self, HookError, Hooks, Subject};
 use crate::image::{Image, ImageError};
 use crate::kernel::{self, KernelError};
 use crate::machine::{Link, LinkError, Machine, MachineError, Parts};
-use crate::rundir::{Container, ContainerProcess, RunDir, RunDirError, State};
+use crate::rundir::{Container, ContainerProcess, Exit, RunDir, RunDirError, State};
 use crate::timeline::Timeline;
 
 /// What a sandbox is to be.
@@ -36,6 +38,10 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// How long the guest may take to boot, and to answer a call.
     pub patience: Duration,
+    /// The cgroup on the host that the sandbox is in, if it has one of its own.
+    pub cgroup: Option<PathBuf>,
+    /// The host's policies that confine the machine, and so all of its containers.
+    pub confinement: Confinement,
 }
 
 /// A sandbox in the hands of its owner. Dropping it ends the machine and removes the run directory.
@@ -49,6 +55,18 @@ pub struct Sandbox {
     kernel: Option<PathBuf>,
     timeline: Arc<Timeline>,
     patience: Duration,
+    confinement: Confinement,
+    /// Of the containers that are not gone.
+    attended: Mutex<Vec<Attended>>,
+}
+
+/// A container's hooks, and what they are told.
+#[derive(Clone)]
+struct Attended {
+    hooks: Hooks,
+    subject: Subject,
+    /// The longest that its hooks in the guest may take at its start.
+    start: Duration,
 }
 
 /// Why a sandbox cannot be made, or cannot do what it was asked.
@@ -78,6 +96,10 @@ pub enum SandboxError {
     },
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
+    #[error(
+        "config.json: process.apparmorProfile, process.selinuxLabel and linux.mountLabel must be those of the sandbox"
+    )]
+    Confinement,
     #[error("the preparation has ended without a result")]
     Unprepared,
     #[error(transparent)]
@@ -96,6 +118,8 @@ pub enum SandboxError {
     Guest(#[from] GuestError),
     #[error(transparent)]
     User(#[from] UserError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
 }
 
 /// What [`Sandbox::prepare`] waits for.
@@ -124,6 +148,7 @@ impl Sandbox {
             memory_mib: options.memory_mib,
             disks: disks.iter().cloned().collect(),
             console: options.console,
+            confinement: options.confinement.clone(),
         };
         let machine = Machine::spawn(&dir, parts)?;
         timeline.reach("husk-vmm started");
@@ -136,6 +161,9 @@ impl Sandbox {
             memory_mib: options.memory_mib,
             console: options.console,
             containers: Vec::new(),
+            cgroup: options.cgroup.clone(),
+            kept: false,
+            exit: None,
         };
         dir.write_state(&state)?;
         Ok(Self {
@@ -147,6 +175,8 @@ impl Sandbox {
             kernel: options.kernel.clone(),
             timeline,
             patience: options.patience,
+            confinement: options.confinement.clone(),
+            attended: Mutex::new(Vec::new()),
         })
     }
 
@@ -249,9 +279,36 @@ impl Sandbox {
     pub fn create(&self, name: &str, bundle: Bundle, disk: String, stdin: bool) -> Result<Streams, SandboxError> {
         let Bundle {
             root,
+            dir,
+            annotations,
+            hooks,
             mut request,
-            image,
+            confinement,
+            // The machine is there.
+            machine: _,
         } = bundle;
+        if confinement != self.confinement {
+            return Err(SandboxError::Confinement);
+        }
+        let subject = Subject {
+            id: name.into(),
+            pid: std::process::id(),
+            bundle: dir.clone().unwrap_or_else(|| root.clone()),
+            annotations,
+        };
+        for (hooks, status) in [
+            (&mut request.create_hooks, "creating"),
+            (&mut request.start_hooks, "created"),
+        ] {
+            if let Some(hooks) = hooks.as_mut() {
+                (hooks.before_pid, hooks.after_pid) = hooks::state_around_pid(&subject, status);
+            }
+        }
+        lock(&self.attended).push(Attended {
+            hooks: hooks.clone(),
+            subject: subject.clone(),
+            start: guest::time_of(request.start_hooks.as_ref()),
+        });
         let guest = self.guest()?;
         request.container = name.into();
         request.root.mut_or_insert_default().disk = disk;
@@ -260,13 +317,17 @@ impl Sandbox {
         let stdio = process.stdio.mut_or_insert_default();
         let streams = guest.streams(stdio, stdin).map_err(|error| self.explain(error))?;
         self.timeline.reach("streams connected");
+        hooks.run_create(&subject)?;
         guest.create(&request).map_err(|error| self.explain(error))?;
         self.timeline.reach("container created");
         let mut state = lock(&self.state);
         state.containers.push(Container {
             name: name.into(),
             root,
-            image,
+            bundle: dir,
+            annotations: subject.annotations,
+            hooks,
+            start_hooks_s: guest::time_of(request.start_hooks.as_ref()).as_secs(),
             process: ContainerProcess::from(&*request.process),
         });
         self.dir.write_state(&state)?;
@@ -278,9 +339,39 @@ impl Sandbox {
     /// # Errors
     /// The command cannot be executed; the machine has ended.
     pub fn start(&self, process: &ProcessId) -> Result<u64, SandboxError> {
-        let started = self.guest()?.start(process).map_err(|error| self.explain(error))?;
+        let attended = match process.exec.as_str() {
+            "" => self.attended(&process.container),
+            _ => None,
+        };
+        let time = attended.as_ref().map_or(Duration::ZERO, |attended| attended.start);
+        let started = self.guest()?.start_with_hooks(process, time);
+        let started = started.map_err(|error| self.explain(error))?;
         self.timeline.reach("process started");
+        if let Some(attended) = attended {
+            self.run_poststart(process, &attended)?;
+        }
         Ok(started)
+    }
+
+    /// Runs the hooks that follow a container's start; the container ends when one fails.
+    fn run_poststart(&self, process: &ProcessId, attended: &Attended) -> Result<(), SandboxError> {
+        let result = attended.hooks.run_poststart(&attended.subject);
+        if result.is_err() {
+            // It may have ended by itself.
+            if let Err(error) = self.guest()?.kill(process, libc::SIGKILL.cast_unsigned(), false) {
+                tracing::debug!(%error, "the container of a failed hook is not killed");
+            }
+        }
+        Ok(result?)
+    }
+
+    /// What attends a container.
+    fn attended(&self, container: &str) -> Option<Attended> {
+        let attended = lock(&self.attended);
+        attended
+            .iter()
+            .find(|attended| attended.subject.id == container)
+            .cloned()
     }
 
     /// Waits until a process has exited.
@@ -313,18 +404,57 @@ impl Sandbox {
         }
     }
 
-    /// Ends the machine without waiting for it and removes the run directory: the name is free at once.
+    /// Keeps the run directory from now on when the sandbox ends: whoever wants to know more of it removes it.
+    ///
+    /// # Errors
+    /// The state cannot be written.
+    pub fn keep(&self) -> Result<(), SandboxError> {
+        let mut state = lock(&self.state);
+        state.kept = true;
+        Ok(self.dir.write_state(&state)?)
+    }
+
+    /// Ends the machine without waiting for it. The run directory is removed, or says how the container has ended if it
+    /// is kept.
+    ///
+    /// # Errors
+    /// The run directory cannot be removed or written to.
+    pub fn end(&self, exit: Exit) -> Result<(), SandboxError> {
+        {
+            let mut state = lock(&self.state);
+            if state.kept {
+                state.exit = Some(exit);
+                self.dir.write_state(&state)?;
+                self.machine.hang_up();
+                return Ok(());
+            }
+        }
+        self.remove()
+    }
+
+    /// Ends the machine without waiting for it and removes the run directory: the name is free at once. Then the
+    /// containers are gone, which their hooks are told.
     ///
     /// # Errors
     /// The run directory cannot be removed.
     pub fn remove(&self) -> Result<(), SandboxError> {
         self.machine.hang_up();
-        Ok(self.dir.remove()?)
+        let removed = self.dir.remove();
+        let gone = std::mem::take(&mut *lock(&self.attended));
+        for attended in gone {
+            attended.hooks.run_poststop(&attended.subject);
+        }
+        Ok(removed?)
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        self.machine.hang_up();
+        // A directory that is kept stays; any other goes with its owner.
+        if lock(&self.state).kept {
+            return;
+        }
         if let Err(error) = self.remove() {
             tracing::warn!(%error, "the sandbox is not removed");
         }

@@ -32,52 +32,75 @@ fn options_of_run_come_before_what_the_bundle_says() {
         .prints("yes 1234 /tmp\n");
 }
 
+#[test]
+fn the_machine_is_what_annotations_say_unless_an_option_does() {
+    let host = Host::new();
+    let annotations = json!({"dev.husk.cpus": "2", "dev.husk.memory": "300M", "org.opencontainers.image.title": "x"});
+    let script =
+        "grep -c ^processor /proc/cpuinfo; read -r _ size _ < /proc/meminfo; [ $size -lt 310000 ] && echo small";
+    let bundle = Bundle::of_script(&host, busybox(), script).with("/annotations", annotations);
+    let husk = host.husk().bundle(&bundle);
+    husk.run_bundle().exits(0).prints("2\nsmall\n");
+    let husk = host.husk().bundle(&bundle).option("--cpus").option("1");
+    husk.run_bundle().exits(0).prints("1\nsmall\n");
+}
+
 /// Fields that nothing honours yet: the place in config.json, a value, and the name that the error must give.
 fn refused() -> Vec<(&'static str, Value, &'static str)> {
-    let rule = json!([{"allow": true, "type": "c", "major": 10, "minor": 232, "access": "rwm"}]);
     vec![
-        ("/hooks", json!({"poststop": [{"path": "/bin/true"}]}), "hooks"),
         (
             "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-            "linux.seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
+            "linux.seccomp.listenerPath",
         ),
-        ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
+        ("/linux/sysctl", json!({"vm.swappiness": "1"}), "vm.swappiness"),
         (
             "/linux/uidMappings",
             json!([{"containerID": 0, "hostID": 1000, "size": 1}]),
             "linux.uidMappings",
         ),
-        ("/linux/namespaces/-", json!({"type": "user"}), "user"),
-        ("/linux/cgroupsPath", json!("/somewhere"), "linux.cgroupsPath"),
+        ("/linux/namespaces/-", json!({"type": "user"}), "linux.uidMappings"),
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
-        ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
-        ("/linux/resources/devices", rule, "linux.resources.devices"),
+        (
+            "/linux/personality",
+            json!({"domain": "LINUX32", "flags": ["X"]}),
+            "linux.personality.flags",
+        ),
         (
             "/linux/resources/blockIO",
-            json!({"weight": 10}),
-            "linux.resources.blockIO",
+            json!({"throttleReadBpsDevice": [{"major": 4095, "minor": 0, "rate": 1}]}),
+            "linux.resources.blockIO.throttleReadBpsDevice[0]",
         ),
         (
-            "/linux/resources/hugepageLimits",
-            json!([{"pageSize": "2MB", "limit": 1}]),
-            "linux.resources.hugepageLimits",
+            "/linux/resources/blockIO",
+            json!({"leafWeight": 10}),
+            "linux.resources.blockIO.leafWeight",
         ),
         (
-            "/linux/resources/unified",
-            json!({"cpu.idle": "1"}),
-            "linux.resources.unified",
+            "/linux/resources/rdma",
+            json!({"mlx5_1": {"hcaHandles": 3}}),
+            "linux.resources.rdma",
+        ),
+        (
+            "/linux/resources/cpu",
+            json!({"realtimeRuntime": 1000}),
+            "linux.resources.cpu.realtimeRuntime",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]),
+            "/dev/kvm",
         ),
         ("/process/apparmorProfile", json!("profile"), "process.apparmorProfile"),
         ("/process/selinuxLabel", json!("label"), "process.selinuxLabel"),
         (
             "/process/scheduler",
-            json!({"policy": "SCHED_BATCH"}),
+            json!({"policy": "SCHED_ISO"}),
             "process.scheduler",
         ),
         (
             "/process/ioPriority",
-            json!({"class": "IOPRIO_CLASS_IDLE"}),
+            json!({"class": "IOPRIO_CLASS_IDLE", "priority": 8}),
             "process.ioPriority",
         ),
         (
@@ -91,6 +114,7 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
             "mounts",
         ),
         ("/process/notInTheSpec", json!(true), "process.notInTheSpec"),
+        ("/annotations", json!({"dev.husk.cpu": "2"}), "dev.husk.cpu"),
     ]
 }
 
@@ -130,10 +154,28 @@ fn senseless() -> Vec<(&'static str, Value, &'static str)> {
             "CAP_NONSENSE",
         ),
         ("/process/user", json!({"uid": -1, "gid": 0}), "-1"),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_NONSENSE"}),
+            "SCMP_ACT_NONSENSE",
+        ),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {"secs": 1}}),
+            "linux.timeOffsets",
+        ),
+        ("/process/ioPriority", json!({"priority": 9}), "process.ioPriority"),
         ("/root/path", json!("no-such-directory"), "no-such-directory"),
         ("/hostname", json!("x".repeat(65)), "hostname"),
         ("/linux/namespaces/-", json!({"type": "pid"}), "namespaces"),
         ("/linux/resources/memory", json!({"limit": -5}), "memory"),
+        ("/linux/resources/cpu", json!({"quota": -5}), "cpu.quota"),
+        (
+            "/linux/resources/unified",
+            json!({"../memory.max": "1"}),
+            "linux.resources.unified",
+        ),
+        ("/linux/cgroupsPath", json!("/../x"), "linux.cgroupsPath"),
         ("/linux/resources/pids", json!({"limit": "many"}), "many"),
     ]
 }

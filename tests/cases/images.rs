@@ -340,7 +340,7 @@ fn the_users_of_an_image_are_its_own_in_exec_too() {
     let listed = host.husk().command(["list", "--json"]);
     let listed: Value = serde_json::from_str(listed.exits(0).stdout()).unwrap();
     assert_eq!(
-        listed[0]["containers"][0]["image"]["name"],
+        listed[0]["annotations"]["org.opencontainers.image.ref.name"],
         json!(image.to_str().unwrap())
     );
     host.husk().command(["kill", "users"]).exits(0);

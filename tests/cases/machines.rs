@@ -130,7 +130,7 @@ fn list_shows_what_runs_and_nothing_else() {
     json.exits(0).is_quiet();
     let states: serde_json::Value = serde_json::from_str(json.stdout()).expect("JSON");
     assert_eq!(
-        (&states[0]["name"], &states[0]["cpus"]),
+        (&states[0]["id"], &states[0]["cpus"]),
         (&"shown".into(), &2.into()),
         "{json}"
     );

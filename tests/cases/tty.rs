@@ -25,12 +25,15 @@ fn a_shell_on_a_terminal_is_as_on_any_other() {
     // The process hears of a new size, and asks for it.
     terminal
         .types(
-            "trap 'echo size:$(stty size); seen=1' WINCH; echo armed$((1+1)); while [ -z $seen ]; do sleep 99 & wait; done\n",
+            "trap 'echo size:$(stty size); seen=1' WINCH; echo armed$((1+1)); while [ -z $seen ]; do sleep 1 & wait; done\n",
         )
         .shows("armed2");
     terminal.resize(31, 77).shows("size:31 77").shows(PROMPT);
-    // Ctrl-C ends what runs in the foreground, and not the shell.
-    terminal.types("sleep 1000; echo code=$?\n").types("\x03").shows(PROMPT);
+    // Ctrl-C ends what runs in the foreground, and not the shell. At the prompt the key would be one like any other.
+    terminal
+        .types("sh -c 'echo in front$((1+1)); exec sleep 1000'; echo not reached\n")
+        .shows("in front2");
+    terminal.types("\x03").shows(PROMPT);
     terminal.types("echo still $((40+2))\n").shows("still 42");
     terminal.types("exit 5\n");
     terminal.finish().exits(5);
@@ -41,8 +44,16 @@ fn a_terminal_in_an_exec_is_one_too() {
     let host = Host::new();
     let sandbox = host.husk().rootfs(busybox()).sandbox("term");
     let mut terminal = sandbox.husk().tty().env("PS1=<ready>").exec_on_terminal("term", ["sh"]);
-    terminal.shows(PROMPT).types("stty size\n").shows("50 132");
-    terminal.resize(20, 60).types("stty size\n").shows("20 60");
+    terminal
+        .shows(PROMPT)
+        .types("stty size\n")
+        .shows("50 132")
+        .shows(PROMPT);
+    terminal
+        .resize(20, 60)
+        .types("stty size\n")
+        .shows("20 60")
+        .shows(PROMPT);
     // Ctrl-D at the prompt.
     terminal.types("\x04");
     terminal.finish().exits(0);

@@ -84,6 +84,18 @@ impl Bundle {
         self.written()
     }
 
+    /// Without the mount on this path.
+    ///
+    /// # Panics
+    /// There are no mounts.
+    pub fn without_mount(mut self, destination: &str) -> Self {
+        let mounts = self.config.pointer_mut("/mounts").and_then(Value::as_array_mut);
+        mounts
+            .expect("mounts")
+            .retain(|mount| mount["destination"] != destination);
+        self.written()
+    }
+
     /// With these capabilities in every set.
     pub fn with_capabilities(mut self, names: &[&str]) -> Self {
         for set in ["bounding", "effective", "permitted", "inheritable", "ambient"] {

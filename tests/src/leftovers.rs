@@ -115,7 +115,7 @@ impl Snapshot {
 fn processes() -> Vec<Process> {
     let own = std::process::id().cast_signed();
     let mut found = Process::descendants(own);
-    let names = ["husk", "husk-vmm"];
+    let names = ["husk", "husk-vmm", "husk-monitor", "husk-keeper"];
     found.extend(
         Process::all()
             .into_iter()

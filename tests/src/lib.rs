@@ -15,6 +15,8 @@
 //! builds and names in the environment ([`prepared`]); they fail, and say so, where it is missing.
 
 mod bundle;
+mod container;
+mod containerd;
 mod devices;
 mod diagnosis;
 mod disk;
@@ -24,6 +26,7 @@ pub mod images;
 mod leftovers;
 mod outcome;
 mod pattern;
+mod podman;
 pub mod prepared;
 mod process;
 mod running;
@@ -34,12 +37,15 @@ pub mod tiny;
 mod trees;
 
 pub use bundle::Bundle;
+pub use container::{Container, read_pid, wait_for};
+pub use containerd::Containerd;
 pub use devices::with_devices;
 pub use disk::SmallDisk;
 pub use host::Host;
 pub use husk::Husk;
 pub use outcome::Outcome;
 pub use pattern::Pattern;
+pub use podman::Podman;
 pub use process::Process;
 pub use running::Running;
 pub use sandbox::Sandbox;

@@ -152,8 +152,19 @@ impl<'h> Running<'h> {
 
     /// Waits until the command has ended; what it started may still hold its streams.
     #[track_caller]
-    pub(crate) fn await_exit(&mut self) -> &mut Self {
+    pub fn await_exit(&mut self) -> &mut Self {
         self.pump(&|running| running.status.is_some());
+        self
+    }
+
+    /// Waits until the command itself has ended, as it should; what it left running may still hold its streams.
+    ///
+    /// # Panics
+    /// It has failed.
+    #[track_caller]
+    pub fn succeeds(&mut self) -> &mut Self {
+        self.await_exit();
+        assert!(self.status.is_some_and(|status| status.success()), "a failure: {self}");
         self
     }
 

@@ -14,8 +14,9 @@
 
 #![deny(unsafe_code)]
 
+mod log;
+
 use std::fs::File;
-use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
@@ -50,7 +51,7 @@ fn run(started: u64) -> anyhow::Result<u8> {
         println!("husk-vmm {}", env!("CARGO_PKG_VERSION"));
         return Ok(0);
     };
-    start_logging();
+    log::start();
     let timeline = Arc::new(Timeline::new());
     timeline.note("process started", started);
 
@@ -126,17 +127,6 @@ fn take(fd: Descriptor, what: &str) -> anyhow::Result<OwnedFd> {
     #[allow(unsafe_code)]
     let owned = unsafe { resources::take(fd, what) }?;
     Ok(owned)
-}
-
-/// Logs to stderr what `HUSK_LOG` asks for; warnings if it says nothing.
-fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("HUSK_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
 }
 
 /// A panic ends the process; the owner is told why before that.

@@ -1,8 +1,7 @@
 //! A real Linux in the machine: what it finds, and how it ends.
 //!
 //! These boot `HUSK_TEST_KERNEL` (an ELF or bzImage) with busybox from `/bin/busybox` as its userland. They need a KVM
-//! that carries a real guest, so they are left out unless asked for:
-//! `HUSK_TEST_KERNEL=... cargo xtask host -- cargo test -p husk-vmm --test linux -- --ignored`.
+//! that carries a real guest, so they are left out unless asked for: `cargo xtask test` does, where it has such a KVM.
 
 #![allow(clippy::unwrap_used)]
 

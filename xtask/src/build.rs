@@ -1,6 +1,7 @@
 //! Building what is installed: husk, husk-vmm, and the guest that they boot.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Result;
 
@@ -42,6 +43,8 @@ pub(crate) fn run() -> Result<PathBuf> {
             .arg("--out")
             .arg(programs.join("guest")),
     )?;
+    step("writing manual pages and shell completions");
+    process::run(Command::new(programs.join("husk")).arg("documentation").arg(&programs))?;
     Ok(programs)
 }
 

@@ -66,7 +66,15 @@ pub(crate) const DEMO: &[Need] = &[Need::new("busybox", "busybox-static")];
 pub(crate) const UNIT: &[Need] = &[Need::new("zstd", "zstd"), Need::new("fsck.erofs", "erofs-utils")];
 
 /// For the end-to-end tests, besides.
-pub(crate) const TEST: &[Need] = &[Need::new("mmdebstrap", "mmdebstrap"), Need::new("zstd", "zstd")];
+pub(crate) const TEST: &[Need] = &[
+    Need::new("mmdebstrap", "mmdebstrap"),
+    Need::new("zstd", "zstd"),
+    // Callers of OCI runtimes, and the runtime that they know.
+    Need::new("podman", "podman"),
+    Need::new("conmon", "conmon"),
+    Need::new("containerd", "containerd"),
+    Need::new("runc", "runc"),
+];
 
 /// Installs those of the needs that are not met.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {

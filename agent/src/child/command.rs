@@ -18,11 +18,13 @@ const MAX_PASSWD: u64 = 4 << 20;
 /// Why there is nothing to execute.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
-    #[error("command {0:?} not found: no directory of the container's PATH has it")]
+    // Callers of OCI runtimes look for "executable file not found in $PATH", "no such file or directory" and
+    // "permission denied" in the error.
+    #[error("command {0:?} not found: executable file not found in $PATH of the container")]
     NotInPath(String),
-    #[error("command {0:?} not found in the container")]
+    #[error("command {0:?} not found in the container: no such file or directory")]
     NotFound(String),
-    #[error("command {0:?} is a directory")]
+    #[error("command {0:?} is a directory: permission denied")]
     Directory(String),
     #[error("command {path:?} may not be executed: {source}")]
     NotExecutable { path: String, source: Errno },

@@ -2,41 +2,17 @@
 
 use std::os::fd::OwnedFd;
 
-use husk_protocol::agent::{Process, Rlimit};
-use nix::errno::Errno;
+use husk_protocol::agent::Process;
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::{ChildError, step};
 use crate::sys;
 
-/// Capabilities are bits of a 64-bit word; a kernel has fewer.
-const MAX_CAPABILITIES: u8 = 64;
-
-/// RLIMIT_NOFILE of asm-generic/resource.h; libc has it in a different type for each C library.
-const FILES: u32 = 7;
-
-/// The agent may have many open files. A process gets what programs expect (some close every number up to the limit
-/// one by one), and may ask for more.
-const DEFAULT_FILES: u64 = 1024;
-
-/// Applies resource limits.
-pub(super) fn set_limits(limits: &[Rlimit]) -> Result<(), ChildError> {
-    let hard = sys::hard_limit(FILES).map_err(|source| ChildError::Limit(FILES, source))?;
-    set_limit(FILES, DEFAULT_FILES.min(hard), hard)?;
-    limits
-        .iter()
-        .try_for_each(|limit| set_limit(limit.resource, limit.soft, limit.hard))
-}
-
-fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<(), ChildError> {
-    sys::set_limit(resource, soft, hard).map_err(|source| ChildError::Limit(resource, source))
-}
-
 /// Becomes the user, with its groups and capabilities.
 pub(super) fn assume(process: &Process) -> Result<(), ChildError> {
     let sets = process.capabilities.get_or_default();
-    let known = keep_bounding(sets.bounding)?;
+    let known = sys::keep_bounding(sets.bounding).map_err(step("limiting the capabilities"))?;
     sys::keep_capabilities(true).map_err(step("keeping capabilities"))?;
 
     let user = process.user.get_or_default();
@@ -53,28 +29,19 @@ pub(super) fn assume(process: &Process) -> Result<(), ChildError> {
     // The kernel lets a capability be ambient only while it is permitted and inheritable. A bundle that asks for more
     // gets what is possible, as with runc: old versions of `runc spec` wrote such bundles.
     let ambient = sets.ambient & sets.permitted & sets.inheritable & known;
-    for capability in (0..MAX_CAPABILITIES).filter(|number| ambient >> number & 1 == 1) {
+    for capability in (0..sys::MAX_CAPABILITIES).filter(|number| ambient >> number & 1 == 1) {
         sys::raise_ambient(capability).map_err(|source| ChildError::Capability(capability, source))?;
     }
     Ok(())
 }
 
-/// Drops what is not to be had, ever; gives all capabilities that the kernel knows.
-fn keep_bounding(bounding: u64) -> Result<u64, ChildError> {
-    let mut known = 0;
-    for capability in 0..MAX_CAPABILITIES {
-        match sys::bounding_has(capability) {
-            Err(Errno::EINVAL) => break,
-            Err(source) => return Err(ChildError::Capability(capability, source)),
-            Ok(has) => {
-                known |= 1 << capability;
-                if has && bounding >> capability & 1 == 0 {
-                    sys::drop_bounding(capability).map_err(|source| ChildError::Capability(capability, source))?;
-                }
-            }
-        }
-    }
-    Ok(known)
+/// Becomes root of the user namespace in which the process is: until then it is nobody there, whose files nobody could
+/// own. It has all capabilities in the namespace, and keeps them.
+pub(super) fn become_root() -> Result<(), ChildError> {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[]).map_err(step("setting no additional groups"))?;
+    setresgid(gid, gid, gid).map_err(step("becoming the namespace's root group"))?;
+    setresuid(uid, uid, uid).map_err(step("becoming the namespace's root"))
 }
 
 /// Whether a stream is a pipe that the agent has made for this process.

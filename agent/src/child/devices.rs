@@ -3,10 +3,11 @@
 use husk_protocol::agent::Device;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
+use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 
-use super::paths::Root;
+use super::paths::{Root, by_descriptor};
 use super::{ChildError, at};
 
 /// The devices that every container has (OCI runtime spec, "Default Devices"), all open to everybody.
@@ -29,7 +30,10 @@ const LINKS: [(&str, &str); 5] = [
 ];
 
 /// Makes what every container has.
-pub(super) fn make_default(root: &Root) -> Result<(), ChildError> {
+pub(super) fn make_default(
+    root: &Root,
+    make: impl Fn(&Root, &Device) -> Result<(), ChildError>,
+) -> Result<(), ChildError> {
     for (path, major, minor) in DEFAULT {
         let mode = SFlag::S_IFCHR.bits() | 0o666;
         make(
@@ -82,4 +86,18 @@ pub(super) fn make(root: &Root, device: &Device) -> Result<(), ChildError> {
         .map_err(at("setting the owner of", path))?;
     // It is no link, as has just been seen or made.
     fchmodat(&directory, name, mode, FchmodatFlags::FollowSymlink).map_err(at("setting the mode of", path))
+}
+
+/// Lets a path show the guest's own node of the same path, with its owner and mode.
+pub(super) fn bind(root: &Root, device: &Device) -> Result<(), ChildError> {
+    let path = device.path.as_str();
+    let target = root.file(path).map_err(at("making", path))?;
+    mount(
+        Some(path),
+        by_descriptor(&target).as_str(),
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .map_err(at("binding the guest's device", path))
 }

@@ -21,9 +21,12 @@ pub(crate) enum Packet {
     Failed(Failure),
 }
 
-/// What the agent answers when the process is to execute. Any other byte is a signal that would have ended the
-/// process: it exits as if it had.
+/// What the agent says when the process is to execute. Any other byte, but the next one, is a signal that would have
+/// ended the process: it exits as if it had.
 pub(crate) const START: u8 = 0;
+
+/// What the agent says when it has done its part in the making of the process.
+pub(crate) const PREPARED: u8 = u8::MAX;
 
 /// Sends one.
 pub(crate) fn send(channel: BorrowedFd<'_>, packet: &Packet) -> nix::Result<()> {
@@ -40,11 +43,13 @@ pub(crate) fn send(channel: BorrowedFd<'_>, packet: &Packet) -> nix::Result<()> 
             ([&[b'F', kind], &text[..text.len().min(MAX_TEXT)]].concat(), None)
         }
     };
-    let fds: Vec<RawFd> = fd.into_iter().collect();
-    let rights = [ControlMessage::ScmRights(&fds)];
-    let control = if fds.is_empty() { &[] } else { &rights[..] };
+    let Some(fd) = fd else {
+        // A seccomp filter that lets a process start lets it write, and perhaps no more than that.
+        return nix::unistd::write(channel, &bytes).map(drop);
+    };
+    let rights = [ControlMessage::ScmRights(&[fd])];
     let flags = MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None).map(drop)
+    sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(&bytes)], &rights, flags, None).map(drop)
 }
 
 /// Receives one; `None` when the child's end is closed.

@@ -18,6 +18,12 @@ impl AsFd for Root {
     }
 }
 
+impl From<OwnedFd> for Root {
+    fn from(directory: OwnedFd) -> Self {
+        Self(directory)
+    }
+}
+
 impl Root {
     pub(super) fn open(path: &Path) -> Result<Self> {
         open(

@@ -1,17 +1,22 @@
 //! A container's root: put together in the process's own mount namespace, then entered for good.
 
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
+use husk_protocol::agent::CreateRequest;
 use husk_protocol::agent::namespace::Kind;
-use husk_protocol::agent::{CreateRequest, Mount};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, stat, umask};
 use nix::unistd::{Gid, Uid, chdir, chown, mkdir, pivot_root};
 
+use super::mounts::{Mounts, make_read_only, mask, protect};
 use super::paths::{Root, by_descriptor};
 use super::terminal::{self, Terminal};
-use super::{ChildError, at, devices, mounts, step};
+use super::{ChildError, at, credentials, devices, mounts, step};
+use crate::sys;
 
 /// What a root is made from.
 pub(super) struct Surroundings<'a> {
@@ -19,6 +24,9 @@ pub(super) struct Surroundings<'a> {
     pub(super) image: &'a Path,
     pub(super) cgroup: &'a Path,
     pub(super) stage: &'a Path,
+    pub(super) shared: &'a BTreeMap<String, PathBuf>,
+    /// The root, mounted nowhere: in a user namespace the process cannot make it, and begins as its own root there.
+    pub(super) tree: Option<BorrowedFd<'a>>,
 }
 
 /// Builds the root and makes it the process's; gives the terminal if the process is to have one.
@@ -27,59 +35,95 @@ pub(super) fn build(surroundings: &Surroundings<'_>) -> Result<Option<Terminal>,
     umask(Mode::empty());
     let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(step("making the mounts private"))?;
-    let path = overlay(surroundings)?;
-    let root = Root::open(&path).map_err(step("opening the root"))?;
+    let (root, memory) = match surroundings.tree {
+        Some(tree) => place(tree, surroundings.stage)?,
+        None => {
+            let path = overlay(surroundings.image, surroundings.stage)?;
+            let memory = Root::open(surroundings.stage).map_err(step("opening the root's memory"))?;
+            (Root::open(&path).map_err(step("opening the root"))?, memory)
+        }
+    };
 
     let has_cgroup_namespace = request
         .namespaces
         .iter()
         .any(|namespace| namespace.kind == Kind::CGROUP.into());
     let own_cgroup = (!has_cgroup_namespace).then_some(surroundings.cgroup);
-    for wanted in &request.mounts {
-        if is_late(wanted) {
-            let writable = Mount {
-                flags: wanted.flags & !MsFlags::MS_RDONLY.bits(),
-                ..wanted.clone()
-            };
-            mounts::apply(&root, &writable, own_cgroup)?;
-        } else {
-            mounts::apply(&root, wanted, own_cgroup)?;
-        }
+    let mut mounts = Mounts::new(&root, surroundings, &memory, own_cgroup);
+    mounts.apply(request)?;
+    let terminal = populate_dev(&root, request, surroundings.tree.is_some())?;
+    for sysctl in &request.sysctls {
+        set_sysctl(&sysctl.path, &sysctl.value)?;
     }
-    let terminal = populate_dev(&root, request)?;
     root.directory(&request.process.cwd)
         .map_err(at("making the working directory", &request.process.cwd))?;
     for path in &request.readonly_paths {
-        mounts::protect(&root, path)?;
+        protect(&root, path)?;
     }
-    for path in &request.masked_paths {
-        mounts::mask(&root, path)?;
+    for path in BTreeSet::from_iter(&request.masked_paths) {
+        mask(&root, path)?;
     }
-    for wanted in request.mounts.iter().filter(|wanted| is_late(wanted)) {
-        let destination = wanted.destination.as_str();
-        let target = root.find(destination).map_err(at("finding", destination))?;
-        mounts::make_read_only(&target).map_err(at("making read-only:", destination))?;
-    }
+    mounts.finish()?;
     if request.root.read_only {
         let target = root.find("/").map_err(step("finding the root"))?;
-        mounts::make_read_only(&target).map_err(step("making the root read-only"))?;
+        make_read_only(&target).map_err(step("making the root read-only"))?;
     }
     enter(&root)?;
+    let propagation = MsFlags::from_bits_truncate(request.root_propagation);
+    if !propagation.is_empty() {
+        mount(None::<&str>, "/", None::<&str>, propagation, None::<&str>)
+            .map_err(step("setting the root's propagation"))?;
+    }
     Ok(terminal)
 }
 
-/// A read-only /dev is filled before it becomes that.
-fn is_late(wanted: &Mount) -> bool {
-    let flags = MsFlags::from_bits_truncate(wanted.flags);
-    wanted.destination.trim_end_matches('/') == "/dev"
-        && flags.contains(MsFlags::MS_RDONLY)
-        && !flags.contains(MsFlags::MS_BIND)
+/// The root that the agent has made, for a process in a user namespace: it puts it where it may. Gives also a directory
+/// in memory beside it.
+fn place(tree: BorrowedFd<'_>, stage: &Path) -> Result<(Root, Root), ChildError> {
+    // While the process is nobody in its namespace it still owns what the agent owns, and finds its directories.
+    let stage = Root::open(stage).map_err(step("opening the place of the root"))?;
+    credentials::become_root()?;
+    let memory = mounts::memory(stage.as_fd())?;
+    let place = memory.directory("root").map_err(step("making a place for the root"))?;
+    sys::place(tree, place.as_fd()).map_err(step("placing the root"))?;
+    let tree = tree.try_clone_to_owned().map_err(|error| ChildError::Step {
+        step: "copying the root's descriptor",
+        source: super::errno(&error),
+    })?;
+    Ok((Root::from(tree), memory))
+}
+
+/// Makes a container's root from outside, mounted nowhere: the agent does it for a process that cannot.
+pub(crate) fn detached(image: &Path, stage: &Path) -> Result<OwnedFd, ChildError> {
+    let result = overlay(image, stage).and_then(|path| {
+        let root = Root::open(&path).map_err(step("opening the root"))?;
+        let tree = sys::detach_copy(root.as_fd()).map_err(step("detaching the root"));
+        // What is mounted lives on in its copy.
+        let _ = umount2(&path, MntFlags::MNT_DETACH);
+        tree
+    });
+    let _ = umount2(stage, MntFlags::MNT_DETACH);
+    result
+}
+
+/// Writes a file of the agent's /proc/sys, which shows a process the values of its own namespaces.
+fn set_sysctl(path: &str, value: &str) -> Result<(), ChildError> {
+    let failed = |source| ChildError::Sysctl {
+        path: path.to_owned(),
+        source,
+    };
+    let system = Root::open(Path::new("/proc/sys")).map_err(failed)?;
+    let file = system.open_with(path, OFlag::O_WRONLY).map_err(failed)?;
+    let written = nix::unistd::write(&file, value.as_bytes()).map_err(failed)?;
+    if written < value.len() {
+        return Err(failed(Errno::EIO));
+    }
+    Ok(())
 }
 
 /// The image with guest memory over it. A read-only root has that too until it is complete: what it mounts may need
 /// places that the image lacks.
-fn overlay(surroundings: &Surroundings<'_>) -> Result<std::path::PathBuf, ChildError> {
-    let stage = surroundings.stage;
+fn overlay(image: &Path, stage: &Path) -> Result<std::path::PathBuf, ChildError> {
     mount(Some("tmpfs"), stage, Some("tmpfs"), MsFlags::empty(), Some("mode=0700"))
         .map_err(step("mounting memory for the root's upper layer"))?;
     let [upper, work, merged] = ["upper", "work", "root"].map(|name| stage.join(name));
@@ -87,19 +131,19 @@ fn overlay(surroundings: &Surroundings<'_>) -> Result<std::path::PathBuf, ChildE
         mkdir(directory, Mode::from_bits_truncate(0o755)).map_err(step("making the root's layers"))?;
     }
     // The root directory itself has the upper layer's owner and mode.
-    let image = stat(surroundings.image).map_err(step("examining the image"))?;
+    let status = stat(image).map_err(step("examining the image"))?;
     chown(
         &upper,
-        Some(Uid::from_raw(image.st_uid)),
-        Some(Gid::from_raw(image.st_gid)),
+        Some(Uid::from_raw(status.st_uid)),
+        Some(Gid::from_raw(status.st_gid)),
     )
     .map_err(step("giving the root its owner"))?;
-    let mode = Mode::from_bits_truncate(image.st_mode & 0o7777);
+    let mode = Mode::from_bits_truncate(status.st_mode & 0o7777);
     fchmodat(nix::fcntl::AT_FDCWD, &upper, mode, FchmodatFlags::FollowSymlink)
         .map_err(step("giving the root its mode"))?;
     let data = format!(
         "lowerdir={},upperdir={},workdir={}",
-        surroundings.image.display(),
+        image.display(),
         upper.display(),
         work.display()
     );
@@ -115,15 +159,21 @@ fn overlay(surroundings: &Surroundings<'_>) -> Result<std::path::PathBuf, ChildE
 }
 
 /// Fills /dev, unless it is a bind mount of one that is complete.
-fn populate_dev(root: &Root, request: &CreateRequest) -> Result<Option<Terminal>, ChildError> {
+fn populate_dev(root: &Root, request: &CreateRequest, in_user_namespace: bool) -> Result<Option<Terminal>, ChildError> {
     let is_bound = request.mounts.iter().any(|wanted| {
         wanted.destination.trim_end_matches('/') == "/dev" && wanted.flags & MsFlags::MS_BIND.bits() != 0
     });
+    // Nobody in a user namespace makes nodes that work: those of the guest are bound instead.
+    let make = if in_user_namespace {
+        devices::bind
+    } else {
+        devices::make
+    };
     if !is_bound {
-        devices::make_default(root)?;
+        devices::make_default(root, make)?;
     }
     for device in &request.devices {
-        devices::make(root, device)?;
+        make(root, device)?;
     }
     if !request.process.stdio.terminal {
         return Ok(None);

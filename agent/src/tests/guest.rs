@@ -18,7 +18,9 @@ use husk_protocol::agent::{
     Stdio, User, WaitRequest, WaitResponse,
 };
 use husk_protocol::agent_ttrpc::AgentClient;
+use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
@@ -85,6 +87,12 @@ impl Guest {
         })
     }
 
+    /// A further connection to the service.
+    pub(super) fn another_client(&self) -> AgentClient {
+        let address = format!("unix://{}", self.directory.path().join("calls").display());
+        AgentClient::new(ttrpc::Client::connect(&address).unwrap())
+    }
+
     /// A stdio connection and its token.
     pub(super) fn stream(&self) -> (UnixStream, Vec<u8>) {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
@@ -108,6 +116,19 @@ impl Guest {
             eprintln!("skipped: the cgroup controllers of this machine are bound to version 1");
         }
         has
+    }
+
+    /// Gives all of the image to this user and group, as an engine does that maps a container's ids.
+    pub(super) fn give_image(&self, id: u32) {
+        fn give(path: &Path, id: u32) {
+            std::os::unix::fs::lchown(path, Some(id), Some(id)).unwrap();
+            if path.symlink_metadata().unwrap().is_dir() {
+                fs::read_dir(path)
+                    .unwrap()
+                    .for_each(|entry| give(&entry.unwrap().path(), id));
+            }
+        }
+        give(&self.directory.path().join("run/images").join(DISK), id);
     }
 
     /// Waits for the agent to end by itself.
@@ -134,6 +155,11 @@ impl Guest {
             ..WaitRequest::default()
         };
         self.client.wait(context(), &request).unwrap()
+    }
+
+    /// The directory that is every container's image.
+    pub(super) fn image(&self) -> PathBuf {
+        self.directory.path().join("run/images").join(DISK)
     }
 
     /// The cgroups that containers have.
@@ -175,6 +201,7 @@ fn keep(surroundings: Surroundings) -> ! {
     ];
     sys::close_all_but(&keep).unwrap();
     let cgroup = fs::File::open(surroundings.cgroups.parent().unwrap_or(Path::new("/"))).unwrap();
+    let (alive, here) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
     let namespaces = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
     match sys::fork_into(cgroup.as_fd(), namespaces.bits()) {
         Ok(Forked::Parent { child, .. }) => {
@@ -182,7 +209,13 @@ fn keep(surroundings: Surroundings) -> ! {
             sys::exit_now(0)
         }
         Ok(Forked::Child) => {
+            drop(here);
             die_with_parent();
+            // It may have died before; its pid cannot be asked for from inside the new namespace.
+            let mut alive = [PollFd::new(alive.as_fd(), PollFlags::POLLHUP)];
+            if poll(&mut alive, PollTimeout::ZERO) != Ok(0) {
+                sys::exit_now(1);
+            }
             let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
             mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
             mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>).unwrap();

@@ -1,9 +1,16 @@
 //! Limits and statistics, where the machine's controllers are there for cgroup v2.
 
 use husk_protocol::agent::event::Kind;
-use husk_protocol::agent::{CgroupSetting, EventsRequest, StatsRequest};
+use husk_protocol::agent::{CgroupSetting, EventsRequest, Resources, StatsRequest};
 
 use super::guest::{Guest, container, context, create, delete, run, shell};
+
+fn limits(settings: Vec<CgroupSetting>) -> Resources {
+    Resources {
+        settings,
+        ..Resources::default()
+    }
+}
 
 fn setting(file: &str, value: &str) -> CgroupSetting {
     CgroupSetting {
@@ -20,7 +27,11 @@ fn the_memory_limit_kills_and_is_reported() {
         return;
     }
     let mut request = container("a", shell("head -c 100000000 /dev/zero | tail -c 90000000 > /dev/null"));
-    request.cgroup = vec![setting("memory.max", "16777216"), setting("memory.oom.group", "1")];
+    request.resources = Some(limits(vec![
+        setting("memory.max", "16777216"),
+        setting("memory.oom.group", "1"),
+    ]))
+    .into();
     assert_eq!(create(&guest, &request), None);
     guest.start_process("a", "");
     let exit = guest.wait("a", "");
@@ -59,7 +70,7 @@ fn the_pids_limit_stops_forks() {
         "a",
         shell("for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; echo unreachable"),
     );
-    request.cgroup = vec![setting("pids.max", "4")];
+    request.resources = Some(limits(vec![setting("pids.max", "4")])).into();
     let (exit, text) = run(&guest, request);
     assert_ne!(exit.status, 0);
     assert_eq!(text, "");
@@ -69,7 +80,7 @@ fn the_pids_limit_stops_forks() {
 fn a_setting_that_the_kernel_refuses_is_named() {
     let Some(guest) = Guest::start() else { return };
     let mut request = container("a", shell(""));
-    request.cgroup = vec![setting("no.such.file", "1")];
+    request.resources = Some(limits(vec![setting("no.such.file", "1")])).into();
     let refused = guest.client.create(context(), &request).unwrap_err().to_string();
     assert!(refused.contains("no.such.file"), "{refused}");
     assert!(guest.cgroups().is_empty());

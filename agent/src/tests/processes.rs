@@ -205,9 +205,43 @@ fn execs_join_the_container_and_end_with_it() {
     assert_eq!(guest.wait("a", "").status, 137);
     assert_eq!(guest.wait("a", "y").status, 137);
     let refused = guest.client.exec(context(), &request("z", shell(""))).unwrap_err();
-    assert!(refused.to_string().contains("not running"), "{refused}");
+    assert!(refused.to_string().contains("is stopped"), "{refused}");
     delete(&guest, "a", "");
     assert!(guest.cgroups().is_empty());
+}
+
+#[test]
+fn a_bound_process_ends_with_its_connection() {
+    let Some(guest) = Guest::start() else { return };
+    assert_eq!(create(&guest, &container("a", shell("exec sleep 1000"))), None);
+    guest.start_process("a", "");
+    for (exec, start) in [("started", true), ("waiting", false)] {
+        let owner = guest.another_client();
+        let (stdout, token) = guest.stream();
+        let request = ExecRequest {
+            container: "a".to_owned(),
+            exec: exec.to_owned(),
+            process: Some(with_streams(shell("echo begun; exec sleep 1000"), [&[], &token, &[]])).into(),
+            bound: true,
+            ..ExecRequest::default()
+        };
+        assert!(owner.exec(context(), &request).unwrap().failure.is_none());
+        if start {
+            guest.start_process("a", exec);
+        }
+        drop(owner);
+        assert_eq!(read(stdout), if start { "begun\n" } else { "" });
+        let wait = WaitRequest {
+            container: "a".to_owned(),
+            exec: exec.to_owned(),
+            ..WaitRequest::default()
+        };
+        // Its end may be heard of, or it is forgotten already.
+        match guest.client.wait(context(), &wait) {
+            Ok(exit) => assert_eq!(exit.status, 137),
+            Err(error) => assert!(error.to_string().contains("no process"), "{error}"),
+        }
+    }
 }
 
 #[test]

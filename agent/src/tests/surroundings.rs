@@ -1,10 +1,10 @@
 //! What a process finds around it, and what it is.
 
 use husk_protocol::agent::namespace::Kind;
-use husk_protocol::agent::{Capabilities, Device, Mount, Namespace, Process, Rlimit, User};
+use husk_protocol::agent::{Capabilities, Device, ExecRequest, KillRequest, Mount, Namespace, Process, Rlimit, User};
 use nix::mount::MsFlags;
 
-use super::guest::{Guest, container, create, file_system, read, run, run_shell, shell, with_streams};
+use super::guest::{Guest, container, context, create, delete, file_system, read, run, run_shell, shell, with_streams};
 
 #[test]
 fn the_surroundings_are_those_of_a_container() {
@@ -236,4 +236,53 @@ fn what_one_container_writes_no_other_sees() {
     let Some(guest) = Guest::start() else { return };
     assert_eq!(run_shell(&guest, "echo x > /bin/new && cat /bin/new").1, "x\n");
     assert_ne!(run_shell(&guest, "cat /bin/new").0, 0);
+}
+
+#[test]
+fn an_exec_has_its_own_user_directory_environment_and_capabilities() {
+    let Some(guest) = Guest::start() else { return };
+    assert_eq!(create(&guest, &container("a", shell("exec sleep 1000"))), None);
+    guest.start_process("a", "");
+    let (stdout, token) = guest.stream();
+    let script = "id -u; id -g; pwd; echo $WORD; umask; grep ^CapBnd /proc/self/status";
+    let mut process = with_streams(shell(script), [&[], &token, &[]]);
+    process.user = Some(User {
+        uid: 1000,
+        gid: 1001,
+        umask: Some(0o077),
+        ..User::default()
+    })
+    .into();
+    process.cwd = "/home/user".to_owned();
+    process.env.push("WORD=seven".to_owned());
+    process.capabilities = Some(Capabilities {
+        bounding: 1,
+        ..Capabilities::default()
+    })
+    .into();
+    let request = |exec: &str, process: &Process| ExecRequest {
+        container: "a".to_owned(),
+        exec: exec.to_owned(),
+        process: Some(process.clone()).into(),
+        ..ExecRequest::default()
+    };
+    let response = guest.client.exec(context(), &request("x", &process)).unwrap();
+    assert!(response.failure.is_none(), "{response:?}");
+    guest.start_process("a", "x");
+    let expected = "1000\n1001\n/home/user\nseven\n0077\nCapBnd:\t0000000000000001\n";
+    assert_eq!(read(stdout), expected);
+    assert_eq!(guest.wait("a", "x").status, 0);
+    delete(&guest, "a", "x");
+    process.stdio.clear();
+    process.cwd = "/no/such".to_owned();
+    let failure = guest.client.exec(context(), &request("y", &process)).unwrap().failure;
+    assert!(failure.message.contains("/no/such"), "{failure:?}");
+    let kill = KillRequest {
+        container: "a".to_owned(),
+        signal: 9,
+        ..KillRequest::default()
+    };
+    guest.client.kill(context(), &kill).unwrap();
+    guest.wait("a", "");
+    delete(&guest, "a", "");
 }

@@ -4,7 +4,7 @@ use husk_protocol::agent;
 use oci_spec::runtime::{Capabilities, LinuxCapabilities};
 
 /// The names in the order of their numbers.
-const NAMES: [&str; 41] = [
+pub(super) const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",
@@ -48,9 +48,6 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// The bit of `CAP_MKNOD`.
-pub(super) const MKNOD: u64 = 1 << 27;
-
 /// The bit of a capability that is named without `CAP_`.
 fn bit(name: &str) -> Option<u64> {
     let number = NAMES.iter().position(|known| *known == name)?;
@@ -64,6 +61,15 @@ fn set(names: Option<&Capabilities>) -> u64 {
         // The type prints the name without its prefix; every name that it knows is in the table, which a test checks.
         .filter_map(|capability| bit(&capability.to_string()))
         .fold(0, |set, bit| set | bit)
+}
+
+/// A set from names with or without `CAP_`; the first name that is unknown if there is one.
+pub(super) fn from_names(names: &[String]) -> Result<u64, &str> {
+    names.iter().try_fold(0, |set, name| {
+        let upper = name.to_ascii_uppercase();
+        let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
+        bit(plain).map(|bit| set | bit).ok_or(name.as_str())
+    })
 }
 
 /// Translates the five sets.
@@ -96,7 +102,10 @@ mod tests {
         assert_eq!(bit("CHECKPOINT_RESTORE"), Some(1 << 40));
         assert_eq!(bit("SYS_ADMIN"), Some(1 << 21));
         assert_eq!(bit("AUDIT_READ"), Some(1 << 37));
-        assert_eq!(bit("MKNOD"), Some(MKNOD));
+        assert_eq!(bit("MKNOD"), Some(1 << 27));
         assert_eq!(bit("NONSENSE"), None);
+        let names = ["CAP_KILL", "mknod"].map(str::to_owned);
+        assert_eq!(from_names(&names), Ok(1 << 5 | 1 << 27));
+        assert_eq!(from_names(&["CAP_NONSENSE".to_owned()]), Err("CAP_NONSENSE"));
     }
 }

@@ -4,6 +4,9 @@
 //! misspelt one) is found as well as one that is known and not honoured. A field without content (`null`, `[]`, `{}`)
 //! asks for nothing and passes.
 
+#[cfg(test)]
+mod table;
+
 use serde_json::Value;
 
 use super::BundleError;
@@ -14,21 +17,21 @@ enum Field {
     Any,
     /// Only these strings, which say what husk does anyway.
     Text(&'static [&'static str]),
-    /// Only this truth value, which says what husk does anyway.
-    Bool(bool),
     /// Only zero, which means "not set".
     Zero,
+    /// An object whose members' names are data, with such values.
+    Map(&'static Field),
     /// A list of such values.
     List(&'static Field),
     /// An object with these fields and no others.
     Object(&'static [(&'static str, Field)]),
 }
 
-use Field::{Any, Bool, List, Object, Text, Zero};
+use Field::{Any, List, Map, Object, Text, Zero};
 
 const SPEC: Field = Object(&[
     ("ociVersion", Any),
-    ("annotations", Any),
+    ("annotations", Map(&Any)),
     ("hostname", Any),
     ("domainname", Any),
     ("root", Object(&[("path", Any), ("readonly", Any)])),
@@ -39,11 +42,31 @@ const SPEC: Field = Object(&[
             ("type", Any),
             ("source", Any),
             ("options", List(&Any)),
+            ("uidMappings", ID_MAPPINGS),
+            ("gidMappings", ID_MAPPINGS),
         ])),
     ),
     ("process", PROCESS),
+    (
+        "hooks",
+        Object(&[
+            ("prestart", HOOKS),
+            ("createRuntime", HOOKS),
+            ("createContainer", HOOKS),
+            ("startContainer", HOOKS),
+            ("poststart", HOOKS),
+            ("poststop", HOOKS),
+        ]),
+    ),
     ("linux", LINUX),
 ]);
+
+const HOOKS: Field = List(&Object(&[
+    ("path", Any),
+    ("args", List(&Any)),
+    ("env", List(&Any)),
+    ("timeout", Any),
+]));
 
 const PROCESS: Field = Object(&[
     ("terminal", Any),
@@ -74,9 +97,25 @@ const PROCESS: Field = Object(&[
     ("rlimits", List(&Object(&[("type", Any), ("hard", Any), ("soft", Any)]))),
     ("noNewPrivileges", Any),
     ("oomScoreAdj", Any),
-    ("apparmorProfile", Text(&[""])),
-    ("selinuxLabel", Text(&[""])),
+    ("apparmorProfile", Any),
+    ("selinuxLabel", Any),
+    (
+        "scheduler",
+        Object(&[
+            ("policy", Any),
+            ("nice", Any),
+            ("priority", Any),
+            ("flags", List(&Any)),
+            ("runtime", Any),
+            ("deadline", Any),
+            ("period", Any),
+        ]),
+    ),
+    ("ioPriority", Object(&[("class", Any), ("priority", Any)])),
+    ("execCPUAffinity", Object(&[("initial", Any), ("final", Any)])),
 ]);
+
+const ID_MAPPINGS: Field = List(&Object(&[("containerID", Any), ("hostID", Any), ("size", Any)]));
 
 const LINUX: Field = Object(&[
     ("namespaces", List(&Object(&[("type", Any), ("path", Text(&[""]))]))),
@@ -92,25 +131,54 @@ const LINUX: Field = Object(&[
             ("gid", Any),
         ])),
     ),
+    ("cgroupsPath", Any),
     ("maskedPaths", List(&Any)),
     ("readonlyPaths", List(&Any)),
-    ("mountLabel", Text(&[""])),
-    // The guest has no other mount namespace with which a propagation could be shared.
-    (
-        "rootfsPropagation",
-        Text(&["", "private", "rprivate", "slave", "rslave"]),
-    ),
+    ("mountLabel", Any),
+    ("rootfsPropagation", Any),
+    ("uidMappings", ID_MAPPINGS),
+    ("gidMappings", ID_MAPPINGS),
+    ("timeOffsets", Map(&Object(&[("secs", Any), ("nanosecs", Any)]))),
+    ("sysctl", Map(&Any)),
+    // The specification knows no flag yet.
+    ("personality", Object(&[("domain", Any)])),
     ("resources", RESOURCES),
+    ("seccomp", SECCOMP),
+]);
+
+const SECCOMP: Field = Object(&[
+    ("defaultAction", Any),
+    ("defaultErrnoRet", Any),
+    ("architectures", List(&Any)),
+    ("flags", List(&Any)),
+    (
+        "syscalls",
+        List(&Object(&[
+            ("names", List(&Any)),
+            ("action", Any),
+            ("errnoRet", Any),
+            (
+                "args",
+                List(&Object(&[
+                    ("index", Any),
+                    ("value", Any),
+                    ("valueTwo", Any),
+                    ("op", Any),
+                ])),
+            ),
+        ])),
+    ),
 ]);
 
 const RESOURCES: Field = Object(&[
-    // The one rule that `runc spec` writes: no device but the default ones. `translate` says when it holds anyway.
     (
         "devices",
         List(&Object(&[
-            ("allow", Bool(false)),
-            ("type", Text(&["a"])),
-            ("access", Text(&["rwm"])),
+            ("allow", Any),
+            ("type", Any),
+            ("major", Any),
+            ("minor", Any),
+            ("access", Any),
         ])),
     ),
     (
@@ -121,10 +189,11 @@ const RESOURCES: Field = Object(&[
             ("period", Any),
             ("burst", Any),
             ("idle", Any),
+            // Real-time scheduling has no controller in cgroup v2.
             ("realtimeRuntime", Zero),
             ("realtimePeriod", Zero),
-            ("cpus", Text(&[""])),
-            ("mems", Text(&[""])),
+            ("cpus", Any),
+            ("mems", Any),
         ]),
     ),
     (
@@ -133,14 +202,63 @@ const RESOURCES: Field = Object(&[
             ("limit", Any),
             ("reservation", Any),
             ("swap", Any),
-            // What cgroup v2 does anyway.
-            ("disableOOMKiller", Bool(false)),
-            ("useHierarchy", Bool(true)),
+            ("kernel", Any),
+            ("kernelTCP", Any),
+            ("swappiness", Any),
+            ("disableOOMKiller", Any),
+            // cgroup v2 is hierarchical always, which no runtime lets a configuration forbid.
+            ("useHierarchy", Any),
             ("checkBeforeUpdate", Any),
         ]),
     ),
     ("pids", Object(&[("limit", Any)])),
+    (
+        "blockIO",
+        Object(&[
+            ("weight", Any),
+            // Of a scheduler that is in no kernel any more.
+            ("leafWeight", Zero),
+            (
+                "weightDevice",
+                List(&Object(&[
+                    ("major", Any),
+                    ("minor", Any),
+                    ("weight", Any),
+                    ("leafWeight", Zero),
+                ])),
+            ),
+            ("throttleReadBpsDevice", List(&THROTTLE)),
+            ("throttleWriteBpsDevice", List(&THROTTLE)),
+            ("throttleReadIOPSDevice", List(&THROTTLE)),
+            ("throttleWriteIOPSDevice", List(&THROTTLE)),
+        ]),
+    ),
+    ("hugepageLimits", List(&Object(&[("pageSize", Any), ("limit", Any)]))),
+    (
+        "network",
+        Object(&[
+            ("classID", Any),
+            ("priorities", List(&Object(&[("name", Any), ("priority", Any)]))),
+        ]),
+    ),
+    // Files of cgroup v2 by their names.
+    ("unified", Any),
 ]);
+
+const THROTTLE: Field = Object(&[("major", Any), ("minor", Any), ("rate", Any)]);
+
+/// Refuses the first field that is not honoured in limits alone, as an update has them.
+pub(super) fn check_resources(resources: &Value) -> Result<(), BundleError> {
+    let mut path = "linux.resources".to_owned();
+    if !resources.is_object() {
+        return Err(BundleError::Value {
+            path,
+            value: kind(resources).into(),
+            expected: "an object is expected",
+        });
+    }
+    walk(resources, Some(&RESOURCES), &mut path)
+}
 
 /// Refuses the first field that is not honoured.
 pub(super) fn check(spec: &Value) -> Result<(), BundleError> {
@@ -177,6 +295,18 @@ fn walk(value: &Value, field: Option<&Field>, path: &mut String) -> Result<(), B
             }
             return Ok(());
         }
+        (Map(element), Value::Object(members)) => {
+            for (name, member) in members {
+                descend(path, &member_suffix(path, name), |path| match name.contains('\0') {
+                    true => Err(BundleError::Invalid {
+                        path: path.clone(),
+                        fault: "has a zero byte in its name",
+                    }),
+                    false => walk(member, Some(element), path),
+                })?;
+            }
+            return Ok(());
+        }
         (List(element), Value::Array(elements)) => {
             for (index, value) in elements.iter().enumerate() {
                 descend(path, &format!("[{index}]"), |path| walk(value, Some(element), path))?;
@@ -184,7 +314,6 @@ fn walk(value: &Value, field: Option<&Field>, path: &mut String) -> Result<(), B
             return Ok(());
         }
         (Text(accepted), Value::String(text)) => accepted.contains(&text.as_str()),
-        (Bool(accepted), Value::Bool(value)) => accepted == value,
         (Zero, Value::Number(number)) => number.as_i64() == Some(0),
         // A value of the wrong type is the typed parse's to refuse.
         _ => true,

@@ -6,12 +6,20 @@
 //! values become files of cgroup v2. [`Bundle::standard`] makes the same from a root directory alone, with the
 //! defaults that container tools agree on.
 
+pub mod annotations;
 mod capabilities;
-mod cgroup;
+mod devices;
+pub mod features;
 mod fields;
+mod hooks;
 mod mounts;
+mod namespaces;
 mod process;
+pub mod resources;
+mod schedule;
+mod seccomp;
 mod standard;
+mod sysctl;
 #[cfg(test)]
 mod tests;
 mod translate;
@@ -22,38 +30,40 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use husk_protocol::agent::CreateRequest;
-use oci_spec::runtime::Spec;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use husk_protocol::agent::{self, CreateRequest};
+use oci_spec::runtime::{Process, Spec};
+use serde_json::{Value, json};
 use thiserror::Error;
 
+use crate::confinement::Confinement;
+use crate::hooks::Hooks;
 pub use standard::Standard;
 use users::UserError;
 
 /// The longest `config.json` that is read, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
 
+/// A flag that oci-spec 0.10 spells otherwise than the specification does.
+const DEADLINE_OVERRUN: &str = "SCHED_FLAG_DL_OVERRUN";
+const DEADLINE_OVERRUN_OF_THE_CRATE: &str = "SCHED_FLAG_D_L_OVERRUN";
+
 /// A container that can be created: its root directory on the host, and what the agent is to be told.
 #[derive(Clone, Debug)]
 pub struct Bundle {
     /// The root file system's directory on the host.
     pub root: PathBuf,
+    /// The directory of the `config.json`, if there is one.
+    pub dir: Option<PathBuf>,
+    /// The annotations of the `config.json`.
+    pub annotations: BTreeMap<String, String>,
+    /// What the machine is to be where nobody says otherwise.
+    pub machine: annotations::Machine,
+    /// Programs of the host that run at points of the container's life.
+    pub hooks: Hooks,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
-    /// The image that it is made from, if it is made from one.
-    pub image: Option<ImageFacts>,
-}
-
-/// What an image says of its containers that is for whoever looks after them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageFacts {
-    /// How the image was named.
-    pub name: String,
-    /// Whatever is said of it.
-    pub labels: BTreeMap<String, String>,
-    /// The signal that asks the container to end, by name or number; none is said if it is empty.
-    pub stop_signal: String,
+    /// The host's policies that are to confine the container.
+    pub confinement: Confinement,
 }
 
 /// Why a bundle is not accepted.
@@ -80,6 +90,13 @@ pub enum BundleError {
     UnsupportedValue { path: String, value: String },
     #[error("config.json: {path} {fault}")]
     Invalid { path: String, fault: &'static str },
+    #[error("config.json: {path} names {}, which cannot be read", file.display())]
+    Source {
+        path: String,
+        file: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("config.json: {0} is missing")]
     Missing(&'static str),
     #[error("config.json: {path} is {value:?}; {expected}")]
@@ -88,6 +105,8 @@ pub enum BundleError {
         value: String,
         expected: &'static str,
     },
+    #[error("there is no capability {0:?}")]
+    Capability(String),
     #[error(transparent)]
     User(#[from] UserError),
 }
@@ -110,10 +129,71 @@ impl Bundle {
     pub fn parse(dir: &Path, text: &[u8]) -> Result<Self, BundleError> {
         let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
         fields::check(&value)?;
-        // From the text and not from the value, so that a type error tells line and column.
-        let spec: Spec = serde_json::from_slice(text).map_err(BundleError::Spec)?;
-        translate::bundle(dir, &spec)
+        let spec = typed(text, value.clone())?;
+        translate::bundle(dir, &spec, &value)
     }
+}
+
+/// The version of the runtime specification whose `config.json` is read and whose documents are written.
+pub const SPEC_VERSION: &str = "1.3.0";
+
+/// Translates the text of a `process` object alone, as it is given for a further process of a container.
+///
+/// # Errors
+/// As [`Bundle::load`]; the paths begin with `process`.
+pub fn process(text: &[u8]) -> Result<agent::Process, BundleError> {
+    let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
+    fields::check(&json!({"process": value}))?;
+    let process: Process = serde_json::from_slice(text).map_err(BundleError::Spec)?;
+    process::translate(&process)
+}
+
+/// The set of the capabilities that are named, with or without `CAP_`; bit n is number n (capability.h).
+///
+/// # Errors
+/// A name that no capability has.
+pub fn capability_set(names: &[String]) -> Result<u64, BundleError> {
+    capabilities::from_names(names).map_err(|name| BundleError::Capability(name.into()))
+}
+
+/// The configuration in its types.
+fn typed(text: &[u8], mut value: Value) -> Result<Spec, BundleError> {
+    // From the text and not from the value, so that a type error tells line and column.
+    let error = match serde_json::from_slice(text) {
+        Ok(spec) => return Ok(spec),
+        Err(error) => error,
+    };
+    if adapt(&mut value) {
+        return serde_json::from_value(value).map_err(BundleError::Spec);
+    }
+    Err(BundleError::Spec(error))
+}
+
+/// Changes what the types do not take though the specification does; says whether there is any of it.
+fn adapt(value: &mut Value) -> bool {
+    let mut is_adapted = false;
+    let flags = value
+        .pointer_mut("/process/scheduler/flags")
+        .and_then(Value::as_array_mut);
+    for flag in flags.into_iter().flatten().filter(|flag| *flag == DEADLINE_OVERRUN) {
+        *flag = DEADLINE_OVERRUN_OF_THE_CRATE.into();
+        is_adapted = true;
+    }
+    // Objects without content ask for nothing, but the types want members of some.
+    let mut left = vec![value];
+    while let Some(value) = left.pop() {
+        match value {
+            Value::Object(members) => {
+                let before = members.len();
+                members.retain(|_, member| !member.as_object().is_some_and(serde_json::Map::is_empty));
+                is_adapted |= members.len() < before;
+                left.extend(members.values_mut());
+            }
+            Value::Array(elements) => left.extend(elements),
+            _ => {}
+        }
+    }
+    is_adapted
 }
 
 fn read_config(path: &Path) -> Result<Vec<u8>, BundleError> {

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use husk_protocol::agent;
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
+use oci_spec::runtime::{LinuxPersonality, LinuxPersonalityDomain, PosixRlimit, PosixRlimitType, Process};
 
-use super::{BundleError, capabilities};
+use super::{BundleError, capabilities, schedule};
 
 /// Translates the container's first process.
 pub(super) fn translate(process: &Process) -> Result<agent::Process, BundleError> {
@@ -29,6 +29,7 @@ pub(super) fn translate(process: &Process) -> Result<agent::Process, BundleError
         });
     }
     let user = process.user();
+    let affinity = process.exec_cpu_affinity().as_ref();
     let env = process.env().clone().unwrap_or_default();
     if let Some(index) = env.iter().position(|entry| !entry.contains('=')) {
         return Err(BundleError::Value {
@@ -54,8 +55,25 @@ pub(super) fn translate(process: &Process) -> Result<agent::Process, BundleError
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: process.oom_score_adj(),
         stdio: Some(stdio(process)?).into(),
+        scheduler: process
+            .scheduler()
+            .as_ref()
+            .map(schedule::scheduler)
+            .transpose()?
+            .into(),
+        io_priority: process.io_priority().as_ref().map(schedule::io_priority).transpose()?,
+        initial_cpus: schedule::cpus("initial", affinity.and_then(|cpus| cpus.initial().as_ref()))?,
+        final_cpus: schedule::cpus("final", affinity.and_then(|cpus| cpus.cpu_affinity_final().as_ref()))?,
         ..Default::default()
     })
+}
+
+/// What personality(2) takes (`linux/personality.h`).
+pub(super) fn persona(personality: &LinuxPersonality) -> u32 {
+    match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    }
 }
 
 fn umask(umask: Option<u32>) -> Result<Option<u32>, BundleError> {

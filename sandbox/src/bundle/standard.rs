@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Bundle, BundleError};
+use super::{Bundle, BundleError, SPEC_VERSION};
 
 /// What is chosen for a container without a `config.json`.
 #[derive(Clone, Debug)]
@@ -42,22 +42,33 @@ impl Bundle {
     /// # Errors
     /// A choice that is not possible, such as a host name that is too long.
     pub fn standard(root: &Path, choice: &Standard) -> Result<Self, BundleError> {
+        let mut bundle = Self::parse(Path::new("/"), choice.config().to_string().as_bytes())?;
+        bundle.root = root.to_owned();
+        bundle.dir = None;
+        Ok(bundle)
+    }
+}
+
+impl Standard {
+    /// The `config.json` of such a container, whose root is the directory `rootfs` beside it.
+    #[must_use]
+    pub fn config(&self) -> Value {
         let mut env = vec![
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
-            format!("HOSTNAME={}", choice.hostname),
+            format!("HOSTNAME={}", self.hostname),
         ];
-        if choice.terminal {
+        if self.terminal {
             env.push("TERM=xterm".into());
         }
-        let config = json!({
-            "ociVersion": "1.2.0",
+        json!({
+            "ociVersion": SPEC_VERSION,
             "root": {"path": "rootfs"},
-            "hostname": choice.hostname,
+            "hostname": self.hostname,
             "process": {
-                "args": choice.args,
+                "args": self.args,
                 "env": env,
                 "cwd": "/",
-                "terminal": choice.terminal,
+                "terminal": self.terminal,
                 "user": {"uid": 0, "gid": 0},
                 "capabilities": {
                     "bounding": CAPABILITIES,
@@ -81,10 +92,7 @@ impl Bundle {
                     "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
                 ],
             },
-        });
-        let mut bundle = Self::parse(Path::new("/"), config.to_string().as_bytes())?;
-        bundle.root = root.to_owned();
-        Ok(bundle)
+        })
     }
 }
 

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// What `runc spec` writes, without the device rules, which husk does not honour yet.
+/// What `runc spec` writes, and a little more.
 fn minimal() -> Value {
     json!({
         "ociVersion": "1.2.0",
@@ -83,40 +83,149 @@ fn a_whole_configuration_is_translated() {
         ("/dev/null", libc::S_IFCHR | 0o600, 1, 2)
     );
     assert_eq!(request.devices.len(), 6);
-    let files: Vec<_> = request.cgroup.iter().map(|entry| entry.file.as_str()).collect();
-    assert_eq!(files, ["memory.max", "pids.max"]);
+    let files: Vec<_> = request
+        .resources
+        .settings
+        .iter()
+        .map(|entry| entry.file.as_str())
+        .collect();
+    assert_eq!(files, ["pids.max", "memory.max"]);
+}
+
+#[test]
+fn what_a_container_has_of_its_own_is_translated() {
+    let mut spec = minimal();
+    for (pointer, value) in [
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_DEADLINE", "flags": ["SCHED_FLAG_DL_OVERRUN"]}),
+        ),
+        (
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_IDLE", "priority": 7}),
+        ),
+        ("/process/execCPUAffinity", json!({"initial": "0", "final": "0-1"})),
+        ("/process/apparmorProfile", json!("docker-default")),
+        ("/process/selinuxLabel", json!("")),
+        ("/linux/mountLabel", json!("label")),
+        ("/linux/personality", json!({"domain": "LINUX32"})),
+        ("/linux/rootfsPropagation", json!("rshared")),
+        ("/linux/sysctl", json!({"kernel.domainname": "place"})),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {"secs": -5, "nanosecs": 7}, "boottime": {"secs": 1}}),
+        ),
+        (
+            "/linux/uidMappings",
+            json!([{"containerID": 0, "hostID": 1000, "size": 10}]),
+        ),
+        (
+            "/linux/gidMappings",
+            json!([{"containerID": 0, "hostID": 2000, "size": 10}]),
+        ),
+    ] {
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        spec.pointer_mut(parent).unwrap()[name] = value;
+    }
+    for kind in ["user", "time"] {
+        spec["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"type": kind}));
+    }
+    let Bundle {
+        request, confinement, ..
+    } = parse(&spec).unwrap();
+    let process = &request.process;
+    assert_eq!((process.scheduler.policy, process.scheduler.flags), (6, 4));
+    assert_eq!(process.io_priority, Some(3 << 13 | 7));
+    assert_eq!(
+        (process.initial_cpus.as_slice(), process.final_cpus.as_slice()),
+        (&[0][..], &[0, 1][..])
+    );
+    assert_eq!(request.personality, Some(8));
+    assert_eq!(request.root_propagation, libc::MS_SHARED | libc::MS_REC);
+    assert_eq!(
+        (request.sysctls[0].path.as_str(), request.sysctls[0].value.as_str()),
+        ("kernel/domainname", "place")
+    );
+    let offsets: Vec<_> = request
+        .time_offsets
+        .iter()
+        .map(|offset| (offset.clock.as_str(), offset.seconds, offset.nanoseconds))
+        .collect();
+    assert_eq!(offsets, [("boottime", 1, 0), ("monotonic", -5, 7)]);
+    assert_eq!(
+        (request.uid_mappings[0].outside, request.gid_mappings[0].outside),
+        (1000, 2000)
+    );
+    assert_eq!(confinement.apparmor_profile.as_deref(), Some("docker-default"));
+    assert_eq!(
+        (confinement.selinux_label, confinement.mount_label.as_deref()),
+        (None, Some("label"))
+    );
+}
+
+#[test]
+fn hooks_are_parted_between_host_and_guest() {
+    let mut spec = minimal();
+    let hook = |name: &str| json!([{"path": format!("/{name}"), "args": [name, "x"], "env": ["A=b"], "timeout": 5}]);
+    for kind in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "startContainer",
+        "poststart",
+        "poststop",
+    ] {
+        spec["hooks"][kind] = hook(kind);
+    }
+    spec["hooks"]["poststop"][0]["timeout"] = json!(null);
+    let Bundle {
+        hooks, request, dir, ..
+    } = parse(&spec).unwrap();
+    let paths: Vec<_> = hooks.create.iter().map(|hook| hook.path.to_str().unwrap()).collect();
+    assert_eq!(paths, ["/prestart", "/createRuntime"]);
+    assert_eq!((hooks.poststart.len(), hooks.poststart[0].timeout), (1, 5));
+    assert_eq!(
+        (hooks.poststop[0].field.as_str(), hooks.poststop[0].timeout),
+        ("hooks.poststop[0]", 60)
+    );
+    let created = &request.create_hooks.hooks[0];
+    assert_eq!((created.path.as_str(), created.timeout_s), ("/createContainer", 5));
+    assert_eq!(
+        (created.args.as_slice(), created.env.as_slice()),
+        (
+            &["createContainer".to_owned(), "x".to_owned()][..],
+            &["A=b".to_owned()][..]
+        )
+    );
+    assert_eq!(request.start_hooks.hooks[0].field, "hooks.startContainer[0]");
+    assert_eq!(dir.as_deref(), Some(Path::new("/bundle")));
 }
 
 #[test]
 fn fields_that_are_not_honoured_are_named() {
     for (pointer, value, path) in [
-        ("/hooks", json!({"prestart": [{"path": "/x"}]}), "hooks"),
+        (
+            "/hooks",
+            json!({"prestart": [{"path": "/x", "dir": "/"}]}),
+            "hooks.prestart[0].dir",
+        ),
         (
             "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW"}),
-            "linux.seccomp",
-        ),
-        ("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}), "linux.sysctl"),
-        ("/linux/cgroupsPath", json!("/x"), "linux.cgroupsPath"),
-        (
-            "/linux/uidMappings",
-            json!([{"containerID": 0, "hostID": 1, "size": 2}]),
-            "linux.uidMappings",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/listener"}),
+            "linux.seccomp.listenerPath",
         ),
         (
-            "/linux/resources/cpu",
-            json!({"cpus": "0-1"}),
-            "linux.resources.cpu.cpus",
+            "/linux/personality",
+            json!({"domain": "LINUX", "flags": ["X"]}),
+            "linux.personality.flags",
         ),
         (
-            "/linux/resources/memory/swappiness",
-            json!(10),
-            "linux.resources.memory.swappiness",
-        ),
-        (
-            "/linux/resources/memory/disableOOMKiller",
-            json!(true),
-            "linux.resources.memory.disableOOMKiller",
+            "/process/scheduler",
+            json!({"policy": "SCHED_ISO"}),
+            "process.scheduler.policy",
         ),
         (
             "/linux/namespaces/-",
@@ -124,31 +233,14 @@ fn fields_that_are_not_honoured_are_named() {
             "linux.namespaces[3].path",
         ),
         (
-            "/linux/namespaces/-",
-            json!({"type": "user"}),
-            "linux.namespaces[3].type",
-        ),
-        (
             "/linux/devices/-",
             json!({"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}),
             "linux.devices[1]",
         ),
-        ("/linux/rootfsPropagation", json!("shared"), "linux.rootfsPropagation"),
         (
             "/mounts/-",
-            json!({"destination": "/d", "type": "bind", "source": "/d"}),
-            "mounts[1].type",
-        ),
-        (
-            "/mounts/-",
-            json!({"destination": "/d", "type": "tmpfs", "uidMappings": [{}]}),
-            "mounts[1].uidMappings",
-        ),
-        ("/process/apparmorProfile", json!("strict"), "process.apparmorProfile"),
-        (
-            "/process/scheduler",
-            json!({"policy": "SCHED_FIFO"}),
-            "process.scheduler",
+            json!({"destination": "/d", "type": "bind", "source": "/"}),
+            "mounts[1].source",
         ),
         ("/process/surprise", json!(1), "process.surprise"),
         ("/a strange name", json!(false), "[\"a strange name\"]"),
@@ -162,31 +254,11 @@ fn fields_that_are_not_honoured_are_named() {
 }
 
 #[test]
-fn the_rule_against_all_devices_holds_without_mknod() {
-    let with = |rule: Value, capability: &str| {
-        let mut spec = minimal();
-        spec["linux"]["resources"]["devices"] = json!([rule]);
-        spec["process"]["capabilities"]["bounding"] = json!([capability]);
-        parse(&spec)
-    };
-    with(json!({"allow": false, "access": "rwm"}), "CAP_KILL").unwrap();
-    for (rule, capability) in [
-        (json!({"allow": false, "access": "rwm"}), "CAP_MKNOD"),
-        (json!({"allow": false, "access": "r"}), "CAP_KILL"),
-        (json!({"allow": false}), "CAP_KILL"),
-        (json!({"allow": true, "access": "rwm"}), "CAP_KILL"),
-        (json!({"allow": false, "type": "c", "access": "rwm"}), "CAP_KILL"),
-        (json!({"allow": false, "access": "rwm", "major": 1}), "CAP_KILL"),
-    ] {
-        let message = with(rule, capability).unwrap_err().to_string();
-        assert!(message.contains("linux.resources.devices[0]"), "{message}");
-    }
-}
-
-#[test]
 fn values_out_of_range_are_named() {
     for (pointer, value, path) in [
         ("/ociVersion", json!("2.0.0"), "ociVersion"),
+        ("/ociVersion", json!("1.x"), "ociVersion"),
+        ("/ociVersion", json!(""), "ociVersion"),
         ("/process/args", json!([]), "process.args"),
         ("/process/cwd", json!("tmp"), "process.cwd"),
         ("/process/env", json!(["PATH"]), "process.env[0]"),
@@ -213,6 +285,51 @@ fn values_out_of_range_are_named() {
             "linux.namespaces[3].type",
         ),
         ("/linux/maskedPaths", json!(["proc"]), "linux.maskedPaths[0]"),
+        ("/linux/cgroupsPath", json!("/../x"), "linux.cgroupsPath"),
+        (
+            "/linux/resources/cpu",
+            json!({"quota": -7}),
+            "linux.resources.cpu.quota",
+        ),
+        ("/linux/rootfsPropagation", json!("ro"), "linux.rootfsPropagation"),
+        (
+            "/linux/uidMappings",
+            json!([{"containerID": 0, "hostID": 1, "size": 2}]),
+            "linux.uidMappings",
+        ),
+        ("/linux/namespaces/-", json!({"type": "user"}), "linux.uidMappings"),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {"secs": 1}}),
+            "linux.timeOffsets.monotonic",
+        ),
+        ("/linux/sysctl", json!({"vm.swappiness": "1"}), "vm.swappiness"),
+        (
+            "/linux/sysctl",
+            json!({"net.core.somaxconn": "1"}),
+            "net.core.somaxconn",
+        ),
+        (
+            "/process/ioPriority",
+            json!({"priority": 8}),
+            "process.ioPriority.priority",
+        ),
+        (
+            "/process/execCPUAffinity",
+            json!({"final": "5-1"}),
+            "process.execCPUAffinity.final",
+        ),
+        ("/hooks", json!({"poststop": [{"path": "x"}]}), "hooks.poststop[0].path"),
+        (
+            "/hooks",
+            json!({"poststart": [{"path": "/x", "timeout": 0}]}),
+            "hooks.poststart[0].timeout",
+        ),
+        (
+            "/hooks",
+            json!({"createContainer": [{"path": "/x", "env": ["X"]}]}),
+            "hooks.createContainer[0].env[0]",
+        ),
         ("/root", json!(null), "root"),
         ("/process", json!(null), "process"),
     ] {
@@ -233,6 +350,91 @@ fn wrong_types_are_told_with_their_place() {
         Bundle::parse(Path::new("/"), b"[]"),
         Err(BundleError::Value { .. })
     ));
+}
+
+#[test]
+fn objects_without_content_ask_for_nothing() {
+    let mut spec = minimal();
+    for (pointer, name) in [
+        ("/linux", "seccomp"),
+        ("/linux", "personality"),
+        ("/process", "scheduler"),
+        ("/process", "ioPriority"),
+        ("", "hooks"),
+        ("", "windows"),
+    ] {
+        spec.pointer_mut(pointer).unwrap()[name] = json!({});
+    }
+    let request = parse(&spec).unwrap().request;
+    assert!(request.seccomp.is_none() && request.process.scheduler.is_none());
+    assert_eq!(request.process.args, ["sh", "-c", "true"]);
+}
+
+#[test]
+fn words_that_nobody_knows_are_told() {
+    let seccomp = |key: &str, value: Value| {
+        let mut profile = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+        profile[key] = value;
+        profile
+    };
+    for (pointer, value, word) in [
+        (
+            "/linux/seccomp",
+            seccomp("defaultAction", json!("SCMP_ACT_X")),
+            "SCMP_ACT_X",
+        ),
+        (
+            "/linux/seccomp",
+            seccomp("architectures", json!(["SCMP_ARCH_X"])),
+            "SCMP_ARCH_X",
+        ),
+        (
+            "/linux/seccomp",
+            seccomp("flags", json!(["SECCOMP_FILTER_FLAG_X"])),
+            "SECCOMP_FILTER_FLAG_X",
+        ),
+        (
+            "/linux/seccomp",
+            seccomp(
+                "syscalls",
+                json!([{"names": ["x"], "action": "SCMP_ACT_LOG", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_X"}]}]),
+            ),
+            "SCMP_CMP_X",
+        ),
+        ("/linux/personality", json!({"domain": "SOLARIS"}), "SOLARIS"),
+        ("/linux/namespaces/-", json!({"type": "dreams"}), "dreams"),
+        ("/process/scheduler", json!({"policy": "SCHED_X"}), "SCHED_X"),
+        (
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_X"}),
+            "IOPRIO_CLASS_X",
+        ),
+    ] {
+        let mut spec = minimal();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        match spec.pointer_mut(parent).unwrap() {
+            Value::Array(elements) => elements.push(value),
+            parent => parent[name] = value,
+        }
+        let BundleError::Spec(source) = parse(&spec).unwrap_err() else {
+            panic!("{pointer} {word}")
+        };
+        assert!(source.to_string().contains(word), "{source}");
+    }
+}
+
+#[test]
+fn what_stands_twice_or_is_too_deep_is_refused() {
+    let text = minimal().to_string();
+    let twice = text.replacen('{', "{\"hostname\": \"other\", ", 1);
+    let BundleError::Spec(source) = Bundle::parse(Path::new("/"), twice.as_bytes()).unwrap_err() else {
+        panic!()
+    };
+    assert!(source.to_string().contains("hostname"), "{source}");
+    let deep = "[".repeat(100_000);
+    for text in [deep.as_bytes(), b"{} {}", b"\xff\xfe", b"", b"{\"a\": 1,}"] {
+        assert!(matches!(Bundle::parse(Path::new("/"), text), Err(BundleError::Json(_))));
+    }
 }
 
 #[test]

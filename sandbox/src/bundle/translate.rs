@@ -1,33 +1,25 @@
 //! A whole configuration to the agent's [`CreateRequest`].
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use husk_protocol::agent::{self, CreateRequest, namespace};
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, Spec};
+use serde_json::Value;
 
-use super::{Bundle, BundleError, capabilities, cgroup, mounts, process};
+use super::namespaces::{self, has};
+use super::{Bundle, BundleError, annotations, devices, hooks, mounts, process, resources, seccomp, sysctl};
+use crate::confinement::Confinement;
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
 const MAX_NAME: usize = 64;
 
-/// The devices that every container has (OCI runtime specification, "Default Devices"), all character devices.
-const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-];
-
-/// Translates the configuration of the bundle in `dir`.
-pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
-    if !spec.version().starts_with("1.") {
+/// Translates the configuration of the bundle in `dir`; `config` is the same as it stands in the file.
+pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, BundleError> {
+    if !is_known_version(spec.version()) {
         return Err(BundleError::Value {
             path: "ociVersion".into(),
             value: spec.version().clone(),
-            expected: "1.x is expected",
+            expected: "a version 1.x.y is expected",
         });
     }
     let root = spec.root().as_ref().ok_or(BundleError::Missing("root"))?;
@@ -38,8 +30,14 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
     let root_path = dir.join(root.path());
     let process = spec.process().as_ref().ok_or(BundleError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(BundleError::Missing("linux"))?;
-    let namespaces = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
+    let namespaces = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
+    let hooks = match spec.hooks() {
+        Some(hooks) => hooks::translate(hooks)?,
+        None => hooks::Translated::default(),
+    };
     let mut request = CreateRequest {
+        create_hooks: listed(hooks.create_container),
+        start_hooks: listed(hooks.start_container),
         process: Some(process::translate(process)?).into(),
         root: Some(agent::Root {
             read_only: root.readonly().unwrap_or(false),
@@ -48,94 +46,88 @@ pub(super) fn bundle(dir: &Path, spec: &Spec) -> Result<Bundle, BundleError> {
         .into(),
         hostname: name("hostname", spec.hostname().as_deref(), &namespaces)?,
         domainname: name("domainname", spec.domainname().as_deref(), &namespaces)?,
+        sysctls: sysctl::translate(linux.sysctl().iter().flatten(), &namespaces)?,
+        uid_mappings: namespaces::ids("linux.uidMappings", linux.uid_mappings().as_deref(), &namespaces)?,
+        gid_mappings: namespaces::ids("linux.gidMappings", linux.gid_mappings().as_deref(), &namespaces)?,
+        time_offsets: namespaces::clocks(linux.time_offsets().iter().flatten(), &namespaces)?,
+        root_propagation: propagation(linux.rootfs_propagation().as_deref())?,
+        personality: linux.personality().as_ref().map(process::persona),
         namespaces,
-        devices: devices(linux.devices().as_deref().unwrap_or_default())?,
+        devices: devices::translate(linux.devices().as_deref().unwrap_or_default())?,
         masked_paths: paths("linux.maskedPaths", linux.masked_paths().as_deref())?,
         readonly_paths: paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?,
-        cgroup: cgroup_settings(linux)?,
+        resources: Some(resources::create(linux.resources().as_ref(), config, &root_path)?).into(),
+        cgroup_path: cgroup_path(linux)?,
+        seccomp: linux.seccomp().as_ref().map(seccomp::translate).transpose()?.into(),
         ..Default::default()
     };
-    check_device_rules(linux, request.process.capabilities.bounding)?;
+    let places = mounts::Places {
+        bundle: dir,
+        root: &root_path,
+        uids: linux.uid_mappings().as_deref().unwrap_or_default(),
+        gids: linux.gid_mappings().as_deref().unwrap_or_default(),
+    };
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        request.mounts.push(mounts::translate(index, mount)?);
+        request.mounts.push(mounts::translate(index, mount, places)?);
     }
+    let annotations = spec.annotations().clone().into_iter().flatten().collect();
     Ok(Bundle {
         root: root_path,
+        dir: Some(dir.to_owned()),
+        machine: annotations::machine(&annotations)?,
+        annotations,
+        hooks: hooks.host,
         request,
-        image: None,
+        confinement: Confinement {
+            apparmor_profile: given(process.apparmor_profile().as_ref()),
+            selinux_label: given(process.selinux_label().as_ref()),
+            mount_label: given(linux.mount_label().as_ref()),
+        },
     })
 }
 
-fn cgroup_settings(linux: &Linux) -> Result<Vec<agent::CgroupSetting>, BundleError> {
-    match linux.resources() {
-        Some(resources) => cgroup::translate(resources),
-        None => Ok(Vec::new()),
-    }
+/// Hooks of the guest; what they are told comes when the container has a name.
+fn listed(hooks: Vec<agent::Hook>) -> protobuf::MessageField<agent::Hooks> {
+    let listed = (!hooks.is_empty()).then(|| agent::Hooks {
+        hooks,
+        ..Default::default()
+    });
+    listed.into()
 }
 
-/// The rule that denies all devices holds by itself where no device node can be made: the guest has the container's
-/// default devices and no others of the host's.
-fn check_device_rules(linux: &Linux, bounding: u64) -> Result<(), BundleError> {
-    let rules = linux
-        .resources()
-        .as_ref()
-        .and_then(|resources| resources.devices().as_deref());
-    for (index, rule) in rules.unwrap_or_default().iter().enumerate() {
-        let path = format!("linux.resources.devices[{index}]");
-        if rule.access().as_deref() != Some("rwm") {
-            return Err(BundleError::Unsupported(path));
-        }
-        if bounding & capabilities::MKNOD != 0 {
-            return Err(BundleError::Invalid {
-                path,
-                fault: "cannot be kept yet by a process that has CAP_MKNOD",
-            });
-        }
-    }
-    Ok(())
+/// A path that is not UTF-8 could not be said to the agent.
+fn cgroup_path(linux: &Linux) -> Result<String, BundleError> {
+    let Some(path) = linux.cgroups_path() else {
+        return Ok(String::new());
+    };
+    let path = path.to_str().ok_or_else(|| BundleError::Invalid {
+        path: "linux.cgroupsPath".into(),
+        fault: "is not UTF-8",
+    })?;
+    resources::cgroup_path(path)
 }
 
-fn namespaces(list: &[LinuxNamespace]) -> Result<Vec<agent::Namespace>, BundleError> {
-    let mut seen = HashSet::new();
-    let mut translated = Vec::new();
-    for (index, entry) in list.iter().enumerate() {
-        let kind = match entry.typ() {
-            LinuxNamespaceType::Mount => namespace::Kind::MOUNT,
-            LinuxNamespaceType::Pid => namespace::Kind::PID,
-            LinuxNamespaceType::Ipc => namespace::Kind::IPC,
-            LinuxNamespaceType::Uts => namespace::Kind::UTS,
-            LinuxNamespaceType::Network => namespace::Kind::NETWORK,
-            LinuxNamespaceType::Cgroup => namespace::Kind::CGROUP,
-            unsupported @ (LinuxNamespaceType::User | LinuxNamespaceType::Time) => {
-                return Err(BundleError::UnsupportedValue {
-                    path: format!("linux.namespaces[{index}].type"),
-                    value: format!("{:?}", unsupported.to_string()),
-                });
-            }
-        };
-        if !seen.insert(entry.typ().to_string()) {
-            return Err(BundleError::Value {
-                path: format!("linux.namespaces[{index}].type"),
-                value: entry.typ().to_string(),
-                expected: "each type may stand once",
-            });
-        }
-        translated.push(agent::Namespace {
-            kind: kind.into(),
-            ..Default::default()
-        });
-    }
-    if !has(&translated, namespace::Kind::MOUNT) {
-        return Err(BundleError::Invalid {
-            path: "linux.namespaces".into(),
-            fault: "has no mount namespace, without which husk makes no container",
-        });
-    }
-    Ok(translated)
+/// A text that says something.
+fn given(text: Option<&String>) -> Option<String> {
+    text.filter(|text| !text.is_empty()).cloned()
 }
 
-fn has(namespaces: &[agent::Namespace], kind: namespace::Kind) -> bool {
-    namespaces.iter().any(|entry| entry.kind == kind.into())
+/// Whether a version (semver.org) is of the specification's first major one, in which nothing changes its meaning.
+fn is_known_version(version: &str) -> bool {
+    let release = version.split(['-', '+']).next().unwrap_or_default();
+    let numbers: Vec<_> = release.split('.').map(str::parse::<u32>).collect();
+    matches!(numbers.as_slice(), [Ok(1), Ok(_), Ok(_)])
+}
+
+fn propagation(name: Option<&str>) -> Result<u64, BundleError> {
+    match name.unwrap_or_default() {
+        "" => Ok(0),
+        name => mounts::propagation(name).ok_or_else(|| BundleError::Value {
+            path: "linux.rootfsPropagation".into(),
+            value: name.into(),
+            expected: "private, slave, shared or unbindable is expected, or one of them with an r before it",
+        }),
+    }
 }
 
 /// A host or domain name, which needs a UTS namespace of the container's own.
@@ -166,39 +158,4 @@ fn paths(field: &str, list: Option<&[String]>) -> Result<Vec<String>, BundleErro
         }),
         None => Ok(list.to_vec()),
     }
-}
-
-/// The default devices, with what the configuration says of any of them.
-fn devices(list: &[LinuxDevice]) -> Result<Vec<agent::Device>, BundleError> {
-    let mut devices: Vec<_> = DEFAULT_DEVICES
-        .iter()
-        .map(|(path, major, minor)| agent::Device {
-            path: (*path).into(),
-            mode: libc::S_IFCHR | 0o666,
-            major: *major,
-            minor: *minor,
-            ..Default::default()
-        })
-        .collect();
-    for (index, device) in list.iter().enumerate() {
-        // Any other device would be one of the host's, which the guest does not have.
-        let known = devices.iter_mut().find(|known| {
-            device.path().as_os_str() == known.path.as_str()
-                && matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U)
-                && device.major() == i64::from(known.major)
-                && device.minor() == i64::from(known.minor)
-        });
-        let Some(known) = known else {
-            return Err(BundleError::UnsupportedValue {
-                path: format!("linux.devices[{index}]"),
-                value: format!("{:?}", device.path().to_string_lossy()),
-            });
-        };
-        if let Some(mode) = device.file_mode() {
-            known.mode = libc::S_IFCHR | mode & 0o777;
-        }
-        known.uid = device.uid().unwrap_or(0);
-        known.gid = device.gid().unwrap_or(0);
-    }
-    Ok(devices)
 }

@@ -14,12 +14,14 @@ fn rootfs() -> tempfile::TempDir {
     root
 }
 
-/// Waits until the clock that moves in ticks has passed the last change, whose time may be finer than a tick.
+/// Waits until the file systems' clock has left the tick of the last change. That has the time of the fine clock if it
+/// was looked at shortly before, which the coarse one may reach a tick later.
 fn settle() {
-    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap();
-    let now = (i64::try_from(now.as_secs()).unwrap(), now.subsec_nanos());
-    while tree::coarse_now().unwrap() <= now {
-        thread::yield_now();
+    for _ in 0..2 {
+        let now = tree::coarse_now().unwrap();
+        while tree::coarse_now().unwrap() == now {
+            thread::yield_now();
+        }
     }
 }
 

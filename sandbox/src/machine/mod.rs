@@ -34,8 +34,10 @@ use protobuf::Message;
 use thiserror::Error;
 
 pub use death::Death;
+pub(crate) use death::open_process;
 pub use link::{Link, LinkError};
 
+use crate::confinement::{Confinement, ConfinementError};
 use crate::rundir::{self, RunDir, short_path};
 
 /// What a machine is made of.
@@ -57,6 +59,8 @@ pub struct Parts {
     pub disks: Vec<String>,
     /// Whether the guest gets a serial console.
     pub console: bool,
+    /// The host's policies under which the program is executed.
+    pub confinement: Confinement,
 }
 
 /// A running machine monitor. Dropping it ends the machine.
@@ -89,6 +93,15 @@ pub enum MachineError {
         #[source]
         source: io::Error,
     },
+    #[error("{} cannot be started under {field}", program.display())]
+    Confined {
+        program: PathBuf,
+        field: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Confinement(#[from] ConfinementError),
     #[error("{0}")]
     Ended(Death),
     #[error("the guest's agent was not ready after {} seconds; run with --console to see how far the guest comes, or set HUSK_TIMEOUT", .0.as_secs())]
@@ -149,7 +162,8 @@ impl Machine {
             lifeline: given.give(lifeline_end),
         };
         let log = open_log(dir)?;
-        let child = process::spawn(&parts.program, &config, &given.0, &log)?;
+        let labels = parts.confinement.labels()?;
+        let child = process::spawn(&parts.program, &config, &given.0, &log, labels)?;
         Ok(Self {
             program: parts.program,
             pid: child.id(),
@@ -339,7 +353,7 @@ fn open_log(dir: &RunDir) -> Result<File, MachineError> {
 }
 
 /// What is left until a deadline, as poll(2) takes it: rounded up, so that it does not spin at the end.
-fn remaining(deadline: Instant) -> PollTimeout {
+pub(crate) fn remaining(deadline: Instant) -> PollTimeout {
     let left = deadline.saturating_duration_since(Instant::now());
     PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
 }

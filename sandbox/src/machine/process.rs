@@ -13,11 +13,19 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::setsid;
 
 use super::MachineError;
+use crate::confinement::Label;
 
 /// Starts the program with the named descriptors, under their own numbers, and its configuration in a further one.
 /// Everything else that this process has open closes at the exec.
 #[allow(unsafe_code)]
-pub(super) fn spawn(program: &Path, config: &Config, given: &[OwnedFd], log: &File) -> Result<Child, MachineError> {
+pub(super) fn spawn(
+    program: &Path,
+    config: &Config,
+    given: &[OwnedFd],
+    log: &File,
+    labels: Vec<Label>,
+) -> Result<Child, MachineError> {
+    let confining = labels.first().map(|label| label.field);
     let failed = |source| MachineError::Spawn {
         program: program.into(),
         source,
@@ -46,11 +54,19 @@ pub(super) fn spawn(program: &Path, config: &Config, given: &[OwnedFd], log: &Fi
             let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
         }
-        Ok(())
+        labels.iter().try_for_each(Label::take)
     };
     // SAFETY: between fork and exec there are system calls alone, and nothing that allocates or locks.
     unsafe { command.pre_exec(prepare) };
-    command.spawn().map_err(failed)
+    command.spawn().map_err(|source| match confining {
+        // Which of the two has failed cannot be told; that it starts without is what everyday use shows.
+        Some(field) => MachineError::Confined {
+            program: program.into(),
+            field,
+            source,
+        },
+        None => failed(source),
+    })
 }
 
 /// The configuration in a file without a name, to be read from its beginning.

@@ -1,8 +1,9 @@
 //! What `state.json` says.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::bundle::ImageFacts;
+use crate::hooks::Hooks;
 use husk_protocol::agent;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,26 @@ pub struct State {
     pub console: bool,
     /// Its containers, in the order in which they were made.
     pub containers: Vec<Container>,
+    /// The cgroup on the host that it is in, if it has one of its own.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+    /// Whether its directory stays when it has ended, until somebody removes it.
+    #[serde(default)]
+    pub kept: bool,
+    /// How its first container's process has ended, once the sandbox has ended.
+    #[serde(default)]
+    pub exit: Option<Exit>,
+}
+
+/// How a container's first process has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The exit code, or 128 and the signal's number.
+    pub status: u8,
+    /// Wall-clock time in nanoseconds since the epoch.
+    pub at_ns: u64,
+    /// Whether the container's memory limit has killed a process of it.
+    pub oom_killed: bool,
 }
 
 /// A container of a sandbox.
@@ -32,11 +53,20 @@ pub struct State {
 pub struct Container {
     /// Its name in the sandbox.
     pub name: String,
-    /// The directory on the host that its root file system was made from, or in which its image's users are.
+    /// The directory on the host that its root file system was made from.
     pub root: PathBuf,
-    /// The image that it was made from, if it was made from one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ImageFacts>,
+    /// The OCI bundle that it was made from.
+    #[serde(default)]
+    pub bundle: Option<PathBuf>,
+    /// The annotations of its `config.json`.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// The programs of the host that run at points of its life.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// How long the hooks in the guest may take at its start, in seconds.
+    #[serde(default)]
+    pub start_hooks_s: u64,
     /// Its first process, on which further ones are modelled.
     pub process: ContainerProcess,
 }
@@ -66,6 +96,12 @@ pub struct ContainerProcess {
     pub no_new_privileges: bool,
     /// Adjustment of the OOM killer's score.
     pub oom_score_adj: Option<i32>,
+    /// Policy, nice value, priority and flags of sched_setattr(2), then runtime, deadline and period in nanoseconds.
+    pub scheduler: Option<(u32, i32, u32, u64, [u64; 3])>,
+    /// What ioprio_set(2) takes.
+    pub io_priority: Option<u32>,
+    /// vCPUs on which a further process begins and those on which it executes.
+    pub cpus: [Vec<u32>; 2],
 }
 
 impl From<&agent::Process> for ContainerProcess {
@@ -94,6 +130,12 @@ impl From<&agent::Process> for ContainerProcess {
                 .collect(),
             no_new_privileges: process.no_new_privileges,
             oom_score_adj: process.oom_score_adj,
+            scheduler: process.scheduler.as_ref().map(|of| {
+                let times = [of.runtime, of.deadline, of.period];
+                (of.policy, of.nice, of.priority, of.flags, times)
+            }),
+            io_priority: process.io_priority,
+            cpus: [process.initial_cpus.clone(), process.final_cpus.clone()],
         }
     }
 }
@@ -121,6 +163,18 @@ impl From<&ContainerProcess> for agent::Process {
             hard: *hard,
             ..Default::default()
         });
+        let scheduler = process
+            .scheduler
+            .map(|(policy, nice, priority, flags, times)| agent::Scheduler {
+                policy,
+                nice,
+                priority,
+                flags,
+                runtime: times[0],
+                deadline: times[1],
+                period: times[2],
+                ..Default::default()
+            });
         Self {
             args: process.args.clone(),
             env: process.env.clone(),
@@ -130,6 +184,10 @@ impl From<&ContainerProcess> for agent::Process {
             rlimits: rlimits.collect(),
             no_new_privileges: process.no_new_privileges,
             oom_score_adj: process.oom_score_adj,
+            scheduler: scheduler.into(),
+            io_priority: process.io_priority,
+            initial_cpus: process.cpus[0].clone(),
+            final_cpus: process.cpus[1].clone(),
             ..Default::default()
         }
     }

@@ -1,3 +1,4 @@
+use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use proptest::prelude::*;
@@ -18,6 +19,9 @@ fn state(name: &str) -> State {
         memory_mib: 5,
         console: false,
         containers: Vec::new(),
+        cgroup: None,
+        kept: false,
+        exit: None,
     }
 }
 
@@ -38,7 +42,8 @@ fn a_sandbox_is_found_until_its_owner_removes_it() {
     );
     owner.write_state(&state("box")).unwrap();
     assert_eq!(root(&dir).find("box").unwrap().state, state("box"));
-    assert_eq!(root(&dir).list().unwrap(), [state("box")]);
+    assert!(root(&dir).find("box").unwrap().running().is_ok());
+    assert_eq!(root(&dir).list().unwrap()[0].state, state("box"));
     assert!(matches!(root(&dir).create("box"), Err(RunDirError::InUse(_))));
     owner.remove().unwrap();
     assert!(matches!(root(&dir).find("box"), Err(RunDirError::NotFound(_))));
@@ -69,6 +74,35 @@ fn what_the_dead_left_is_removed() {
     fs::write(path.join(".husk-half/lock"), "").unwrap();
     assert!(root(&dir).list().unwrap().is_empty());
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+}
+
+#[test]
+fn what_is_kept_stays_until_it_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let owner = root(&dir).create("box").unwrap();
+    let kept = State {
+        kept: true,
+        ..state("box")
+    };
+    owner.write_state(&kept).unwrap();
+    assert!(matches!(root(&dir).forget("box"), Err(RunDirError::Running(_))));
+    drop(owner);
+    root(&dir).prune("box").unwrap();
+    let found = root(&dir).list().unwrap();
+    assert!(!found[0].alive && found[0].state == kept);
+    assert!(matches!(root(&dir).create("box"), Err(RunDirError::InUse(_))));
+    let found = root(&dir).find("box").unwrap();
+    assert!(matches!(found.running(), Err(RunDirError::Stopped(_))));
+    root(&dir).forget("box").unwrap();
+    assert!(matches!(root(&dir).forget("box"), Err(RunDirError::NotFound(_))));
+    assert_eq!(fs::read_dir(dir.path().join("run")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_impossible_name_is_shown_in_part() {
+    for name in ["", "../x", "a/b", &"x".repeat(5000), "é"] {
+        assert!(check_name(name).unwrap_err().to_string().len() < 250, "{name:.10}");
+    }
 }
 
 #[test]

@@ -1,0 +1,187 @@
+//! The commands for people.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::TableFormat;
+
+/// List containers
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk list                 a table
+  husk list -q              names alone, for scripts
+  husk list -f json         everything")]
+pub(crate) struct ListArgs {
+    /// Print everything as JSON
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) json: bool,
+    /// The form of the list
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        conflicts_with = "quiet"
+    )]
+    pub(crate) format: TableFormat,
+    /// Print names alone
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Send a signal to a container
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk kill box             end it
+  husk kill box TERM        ask it to end")]
+pub(crate) struct KillArgs {
+    /// Send it to all of the container's processes
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// The container's name
+    pub(crate) name: String,
+    /// The signal's name or number
+    #[arg(default_value = "KILL", value_parser = crate::signals::parse)]
+    pub(crate) signal: i32,
+}
+
+/// Show what a detached container has written
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk logs box
+  husk logs -f --tail 10 box
+  husk logs --timestamps box")]
+pub(crate) struct LogsArgs {
+    /// Go on until the container ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Begin with the last N lines
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) tail: Option<usize>,
+    /// Put the time before each line
+    #[arg(short, long)]
+    pub(crate) timestamps: bool,
+    /// The container's name
+    pub(crate) name: String,
+}
+
+/// Wait until containers have ended and print their exit codes
+#[derive(Args, Debug)]
+pub(crate) struct WaitArgs {
+    /// The containers' names
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Show what containers use
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk stats                 all that run, once
+  husk stats --follow box    again and again, until an interrupt
+  husk stats --json box      every figure, for programs")]
+pub(crate) struct StatsArgs {
+    /// Show it again and again
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) follow: bool,
+    /// The time over which processor time is measured
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = super::oci::interval)]
+    pub(crate) interval: Duration,
+    /// Print every figure as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The containers' names [default: all that run]
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Print everything that is known of containers, as JSON
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// The containers' names
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Remove containers that have ended
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk rm box
+  husk rm -f box             even if it runs")]
+pub(crate) struct RemoveArgs {
+    /// End them first if they run
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// The containers' names
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// Attach to the console of a container that was started with --console
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  husk console box          what the guest's kernel says; Ctrl-] detaches a terminal")]
+pub(crate) struct ConsoleArgs {
+    /// The container's name
+    pub(crate) name: String,
+}
+
+/// List what is in the image cache
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk images               images and root directories that start without being converted
+  husk images --json        the same with their layers, for programs")]
+pub(crate) struct ImagesArgs {
+    /// Print everything as JSON, layers too
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The image cache [default: /var/cache/husk for root, ~/.cache/husk/images for others]
+    #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide_env_values = true)]
+    pub(crate) image_cache: Option<PathBuf>,
+}
+
+/// Make room in the image cache
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    Prune(PruneArgs),
+}
+
+/// Remove everything from the image cache that no running sandbox uses
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  husk cache prune          what is needed again is converted again")]
+pub(crate) struct PruneArgs {
+    /// Print what was removed as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The image cache [default: /var/cache/husk for root, ~/.cache/husk/images for others]
+    #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide_env_values = true)]
+    pub(crate) image_cache: Option<PathBuf>,
+}
+
+/// Check what this host has and what it lacks
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk doctor               what is there, what is missing, and what to do
+  husk doctor --json        the same for programs
+
+The exit code is 1 when something is missing without which nothing runs.")]
+pub(crate) struct DoctorArgs {
+    /// Print the checks as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The image cache to check
+    #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide = true)]
+    pub(crate) image_cache: Option<PathBuf>,
+}

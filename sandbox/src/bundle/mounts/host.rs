@@ -1,0 +1,306 @@
+//! Bind mounts whose source is on the host.
+//!
+//! The guest sees no directory of the host. What can be had in it all the same is had:
+//!
+//! - something in the root directory is the same thing in the container's root;
+//! - the kernel's own file systems are the guest's;
+//! - the memory that container tools make for `/dev/shm` is memory in the guest, which all containers of the sandbox
+//!   share that name the same directory;
+//! - the small files that container tools write for each container (resolv.conf and its like) are copied.
+
+use std::fs::{self, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use husk_protocol::agent::File;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+
+use super::super::BundleError;
+
+/// The files of one mount together are not to be larger, in bytes.
+const MAX_COPY: u64 = 1 << 20;
+/// Nor are they to be more.
+const MAX_FILES: usize = 512;
+/// Nor are directories to lie deeper in each other.
+const MAX_DEPTH: usize = 8;
+
+/// What container tools put there is written once, before the container starts: names and addresses, podman's mark, and
+/// the first process that docker's and podman's `--init` brings.
+const COPIED: [&str; 7] = [
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/hostname",
+    "/run/.containerenv",
+    "/sbin/docker-init",
+    "/run/podman-init",
+    "/dev/init",
+];
+/// Secrets of podman and docker: files in a directory, or single ones in it.
+const SECRETS: &str = "/run/secrets";
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// The kernel's file systems by where every host has them.
+const KERNEL: [(&str, &str); 4] = [
+    ("/proc", "proc"),
+    ("/sys", "sysfs"),
+    ("/sys/fs/cgroup", "cgroup2"),
+    ("/dev/mqueue", "mqueue"),
+];
+
+/// What a source on the host is in the guest.
+#[derive(Debug, PartialEq)]
+pub(super) enum Source {
+    /// A path in the container's root.
+    Inside(String),
+    /// A file system of the guest's kernel.
+    Kernel(&'static str),
+    /// Memory with this name and these options.
+    Shared { name: String, data: String },
+    /// Files to be copied; a single one has no path.
+    Copy(Vec<File>),
+}
+
+/// Finds out what the source of mount number `index` is. `destination` has no `.`, `..` or empty names.
+pub(super) fn find(index: usize, source: &Path, destination: &str, root: &Path) -> Result<Source, BundleError> {
+    let refused = || BundleError::UnsupportedValue {
+        path: format!("mounts[{index}].source"),
+        value: format!("{source:?} on the host"),
+    };
+    let unreadable = |error| BundleError::Source {
+        path: format!("mounts[{index}].source"),
+        file: source.to_owned(),
+        source: error,
+    };
+    let real = fs::canonicalize(source).map_err(unreadable)?;
+    if let Ok(root) = fs::canonicalize(root)
+        && let Ok(inside) = real.strip_prefix(&root)
+    {
+        let inside = inside.to_str().ok_or_else(refused)?;
+        return Ok(Source::Inside(format!("/{inside}")));
+    }
+    if let Some((_, kind)) = KERNEL.iter().find(|(path, _)| real == Path::new(path)) {
+        return Ok(Source::Kernel(kind));
+    }
+    if destination == SHARED_MEMORY {
+        return shared_memory(&real).ok_or_else(refused);
+    }
+    let is_secret = Path::new(destination).starts_with(SECRETS);
+    if !is_secret && !COPIED.contains(&destination) {
+        return Err(refused());
+    }
+    let mut copy = Copy::default();
+    // A link in the place of the file itself is not followed: what is read is what the configuration names.
+    copy.add(source, PathBuf::new(), is_secret)
+        .map_err(|fault| match fault {
+            Fault::Read(error) => unreadable(error),
+            Fault::Kind(fault) => BundleError::Invalid {
+                path: format!("mounts[{index}].source"),
+                fault,
+            },
+        })?;
+    Ok(Source::Copy(copy.files))
+}
+
+/// A directory in memory, with its size.
+fn shared_memory(path: &Path) -> Option<Source> {
+    let status = statfs(path).ok()?;
+    if status.filesystem_type() != TMPFS_MAGIC || !path.is_dir() {
+        return None;
+    }
+    let size = u64::try_from(status.block_size()).ok()?.checked_mul(status.blocks())?;
+    // A size of 0 is a tmpfs without a limit: so is it in the guest.
+    Some(Source::Shared {
+        name: path.to_str()?.to_owned(),
+        data: format!("mode=1777,size={size}"),
+    })
+}
+
+/// Why something is not copied.
+enum Fault {
+    Read(std::io::Error),
+    Kind(&'static str),
+}
+
+/// Files on their way into a message.
+#[derive(Default)]
+struct Copy {
+    files: Vec<File>,
+    bytes: u64,
+}
+
+impl Copy {
+    fn add(&mut self, path: &Path, name: PathBuf, directories: bool) -> Result<(), Fault> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            // A FIFO must not block the open.
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(Fault::Read)?;
+        let metadata = file.metadata().map_err(Fault::Read)?;
+        if metadata.is_dir() && directories {
+            return self.add_directory(path, &name);
+        }
+        if !metadata.is_file() {
+            return Err(Fault::Kind("is no regular file, and nothing else can be copied"));
+        }
+        let mut contents = Vec::new();
+        let most = MAX_COPY - self.bytes + 1;
+        Read::by_ref(&mut file)
+            .take(most)
+            .read_to_end(&mut contents)
+            .map_err(Fault::Read)?;
+        self.bytes += contents.len() as u64;
+        if self.bytes > MAX_COPY || self.files.len() >= MAX_FILES {
+            return Err(Fault::Kind("is more than can be copied (1 MiB in 512 files)"));
+        }
+        let path = name
+            .to_str()
+            .ok_or(Fault::Kind("holds a file whose name is not UTF-8"))?;
+        self.files.push(File {
+            path: path.to_owned(),
+            mode: metadata.mode() & 0o7777,
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            contents,
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    fn add_directory(&mut self, path: &Path, name: &Path) -> Result<(), Fault> {
+        if name.components().count() >= MAX_DEPTH {
+            return Err(Fault::Kind("is a deeper tree than can be copied"));
+        }
+        let mut entries = fs::read_dir(path)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(Fault::Read)?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            self.add(&entry.path(), name.join(entry.file_name()), true)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn found(source: &Path, destination: &str, root: &Path) -> Result<Source, String> {
+        find(4, source, destination, root).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            format!("{error} {}", cause.unwrap_or_default())
+        })
+    }
+
+    #[test]
+    fn what_lies_in_the_root_is_the_same_in_the_container() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        symlink("a/b", root.join("link")).unwrap();
+        symlink("/etc", root.join("out")).unwrap();
+        let inside = |path: &str| Ok(Source::Inside(path.to_owned()));
+        assert_eq!(found(&root.join("a/b"), "/x", &root), inside("/a/b"));
+        assert_eq!(found(&root.join("a/../link"), "/x", &root), inside("/a/b"));
+        assert!(
+            found(&root.join("out"), "/x", &root)
+                .unwrap_err()
+                .contains("mounts[4].source")
+        );
+        assert!(found(&root.join("a/../.."), "/x", &root).is_err());
+    }
+
+    #[test]
+    fn small_files_are_copied_to_where_tools_put_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Path::new("/no/such/root");
+        let hosts = directory.path().join("hosts");
+        fs::write(&hosts, "127.0.0.1 box\n").unwrap();
+        fs::set_permissions(&hosts, fs::Permissions::from_mode(0o644)).unwrap();
+        let Ok(Source::Copy(files)) = found(&hosts, "/etc/hosts", root) else {
+            panic!()
+        };
+        assert_eq!((files.len(), files[0].path.as_str(), files[0].mode), (1, "", 0o644));
+        assert_eq!(files[0].contents, b"127.0.0.1 box\n");
+        assert!(
+            found(&hosts, "/etc/app.conf", root)
+                .unwrap_err()
+                .contains("mounts[4].source")
+        );
+
+        let link = directory.path().join("link");
+        symlink(&hosts, &link).unwrap();
+        assert!(found(&link, "/etc/hosts", root).unwrap_err().contains("symbolic"));
+        assert!(
+            found(directory.path(), "/etc/hosts", root)
+                .unwrap_err()
+                .contains("no regular file")
+        );
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert!(
+            found(&fifo, "/etc/hosts", root)
+                .unwrap_err()
+                .contains("no regular file")
+        );
+        assert!(
+            found(&directory.path().join("none"), "/etc/hosts", root)
+                .unwrap_err()
+                .contains("none")
+        );
+        fs::write(&hosts, vec![0; 1 << 20]).unwrap();
+        assert!(found(&hosts, "/etc/hosts", root).is_ok());
+        fs::write(&hosts, vec![0; (1 << 20) + 1]).unwrap();
+        assert!(found(&hosts, "/etc/hosts", root).unwrap_err().contains("1 MiB"));
+    }
+
+    #[test]
+    fn secrets_are_copied_with_their_directories() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Path::new("/no/such/root");
+        let at = |path: &str| directory.path().join(path);
+        assert_eq!(
+            found(directory.path(), "/run/secrets", root),
+            Ok(Source::Copy(Vec::new()))
+        );
+        fs::create_dir_all(at("b/c")).unwrap();
+        fs::write(at("b/c/two"), "2").unwrap();
+        fs::write(at("one"), "1").unwrap();
+        let Ok(Source::Copy(files)) = found(directory.path(), "/run/secrets", root) else {
+            panic!()
+        };
+        let paths: Vec<_> = files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(paths, ["b/c/two", "one"]);
+        let Ok(Source::Copy(files)) = found(&at("one"), "/run/secrets/name", root) else {
+            panic!()
+        };
+        assert_eq!(files[0].path, "");
+        symlink("/etc/shadow", at("b/link")).unwrap();
+        assert!(found(directory.path(), "/run/secrets", root).is_err());
+        fs::remove_file(at("b/link")).unwrap();
+        fs::create_dir_all(at("1/2/3/4/5/6/7/8/9")).unwrap();
+        assert!(
+            found(directory.path(), "/run/secrets", root)
+                .unwrap_err()
+                .contains("deeper")
+        );
+    }
+
+    #[test]
+    fn what_is_the_kernels_is_the_guests() {
+        let root = Path::new("/no/such/root");
+        assert_eq!(found(Path::new("/sys"), "/sys", root), Ok(Source::Kernel("sysfs")));
+        assert!(found(Path::new("/sys/kernel"), "/sys/kernel", root).is_err());
+        if statfs("/dev/shm").is_ok_and(|status| status.filesystem_type() == TMPFS_MAGIC) {
+            let Ok(Source::Shared { name, data }) = found(Path::new("/dev/shm"), "/dev/shm", root) else {
+                panic!()
+            };
+            assert!(name == "/dev/shm" && data.starts_with("mode=1777,size="), "{data}");
+        }
+        assert!(found(Path::new("/etc"), "/dev/shm", root).is_err());
+    }
+}

@@ -1,0 +1,135 @@
+//! `linux.namespaces` and what belongs to them: ids of user namespaces, clocks of time namespaces.
+
+use std::collections::HashSet;
+
+use husk_protocol::agent::{self, namespace};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxTimeOffset};
+
+use super::BundleError;
+
+/// The most ranges that the kernel takes (`UID_GID_MAP_MAX_EXTENTS`).
+const MAX_RANGES: usize = 340;
+/// Nanoseconds of a second.
+const NANOSECONDS: u32 = 1_000_000_000;
+
+/// Translates the namespaces.
+pub(super) fn translate(list: &[LinuxNamespace]) -> Result<Vec<agent::Namespace>, BundleError> {
+    let mut seen = HashSet::new();
+    let mut translated = Vec::new();
+    for (index, entry) in list.iter().enumerate() {
+        let kind = match entry.typ() {
+            LinuxNamespaceType::Mount => namespace::Kind::MOUNT,
+            LinuxNamespaceType::Pid => namespace::Kind::PID,
+            LinuxNamespaceType::Ipc => namespace::Kind::IPC,
+            LinuxNamespaceType::Uts => namespace::Kind::UTS,
+            LinuxNamespaceType::Network => namespace::Kind::NETWORK,
+            LinuxNamespaceType::Cgroup => namespace::Kind::CGROUP,
+            LinuxNamespaceType::User => namespace::Kind::USER,
+            LinuxNamespaceType::Time => namespace::Kind::TIME,
+        };
+        if !seen.insert(entry.typ().to_string()) {
+            return Err(BundleError::Value {
+                path: format!("linux.namespaces[{index}].type"),
+                value: entry.typ().to_string(),
+                expected: "each type may stand once",
+            });
+        }
+        translated.push(agent::Namespace {
+            kind: kind.into(),
+            ..Default::default()
+        });
+    }
+    if !has(&translated, namespace::Kind::MOUNT) {
+        return Err(BundleError::Invalid {
+            path: "linux.namespaces".into(),
+            fault: "has no mount namespace, without which husk makes no container",
+        });
+    }
+    Ok(translated)
+}
+
+/// Whether there is a namespace of this kind.
+pub(super) fn has(namespaces: &[agent::Namespace], kind: namespace::Kind) -> bool {
+    namespaces.iter().any(|entry| entry.kind == kind.into())
+}
+
+/// The ranges of ids that a user namespace has; without one there may be none.
+pub(super) fn ids(
+    field: &str,
+    ranges: Option<&[LinuxIdMapping]>,
+    namespaces: &[agent::Namespace],
+) -> Result<Vec<agent::IdMapping>, BundleError> {
+    let ranges = ranges.unwrap_or_default();
+    let invalid = |fault| {
+        Err(BundleError::Invalid {
+            path: field.into(),
+            fault,
+        })
+    };
+    match (has(namespaces, namespace::Kind::USER), ranges.is_empty()) {
+        (false, true) => return Ok(Vec::new()),
+        (false, false) => return invalid("needs a user namespace in linux.namespaces"),
+        (true, _) => {}
+    }
+    if !ranges.iter().any(|range| range.container_id() == 0 && range.size() > 0) {
+        return invalid("has no range with the containerID 0, as which every container begins");
+    }
+    if ranges.len() > MAX_RANGES {
+        return invalid("has more than 340 ranges");
+    }
+    for (index, range) in ranges.iter().enumerate() {
+        let fits = |first: u32| first.checked_add(range.size()).is_some();
+        if range.size() == 0 || !fits(range.container_id()) || !fits(range.host_id()) {
+            return Err(BundleError::Value {
+                path: format!("{field}[{index}].size"),
+                value: range.size().to_string(),
+                expected: "1 to what is left up to the greatest id is expected",
+            });
+        }
+    }
+    Ok(ranges
+        .iter()
+        .map(|range| agent::IdMapping {
+            inside: range.container_id(),
+            outside: range.host_id(),
+            size: range.size(),
+            ..Default::default()
+        })
+        .collect())
+}
+
+/// How far the clocks of a time namespace are from the guest's.
+pub(super) fn clocks<'a>(
+    offsets: impl Iterator<Item = (&'a String, &'a LinuxTimeOffset)>,
+    namespaces: &[agent::Namespace],
+) -> Result<Vec<agent::TimeOffset>, BundleError> {
+    let mut translated = Vec::new();
+    for (clock, offset) in offsets {
+        let path = format!("linux.timeOffsets.{clock}");
+        if !has(namespaces, namespace::Kind::TIME) {
+            return Err(BundleError::Invalid {
+                path,
+                fault: "needs a time namespace in linux.namespaces",
+            });
+        }
+        if !["monotonic", "boottime"].contains(&clock.as_str()) {
+            return Err(BundleError::Unsupported(path));
+        }
+        let nanoseconds = offset.nanosecs().unwrap_or_default();
+        if nanoseconds >= NANOSECONDS {
+            return Err(BundleError::Value {
+                path: format!("{path}.nanosecs"),
+                value: nanoseconds.to_string(),
+                expected: "less than 1000000000 is expected",
+            });
+        }
+        translated.push(agent::TimeOffset {
+            clock: clock.clone(),
+            seconds: offset.secs().unwrap_or_default(),
+            nanoseconds,
+            ..Default::default()
+        });
+    }
+    translated.sort_by(|one, other| one.clock.cmp(&other.clock));
+    Ok(translated)
+}
