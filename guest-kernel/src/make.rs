@@ -212,7 +212,10 @@ mod tests {
         assert!(other.try_lock().is_err());
         child.kill().unwrap();
         child.wait().unwrap();
-        other.try_lock().unwrap();
+        // A process that another test has forked at this moment has the lock too, until it executes its program.
+        let (free, waited) = std::sync::mpsc::channel();
+        std::thread::spawn(move || free.send(other.lock().is_ok()));
+        assert_eq!(waited.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
     }
 
     #[test]
