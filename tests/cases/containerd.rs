@@ -22,6 +22,7 @@ fn runcs_shim_runs_containers() {
         .shows("#")
         .types("echo $((6*7))\n")
         .shows("42")
+        .shows("#")
         .types("exit 3\n");
     terminal.finish().exits(3);
     let script = "trap 'exit 9' TERM; while :; do sleep 1000 & wait; done";

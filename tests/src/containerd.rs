@@ -87,5 +87,8 @@ impl Drop for Containerd<'_> {
         remove_empty_cgroups(Path::new("/sys/fs/cgroup/default"));
         // Where shims have their sockets, whatever the daemon's configuration says.
         let _ = fs::remove_dir_all("/run/containerd");
+        // The shim names a root directory below husk's for each namespace of containerd's. Runtimes make it and keep it; a
+        // container in it would keep it from being removed.
+        let _ = fs::remove_dir(self.host.run_directory().join("default"));
     }
 }
