@@ -1,6 +1,6 @@
 //! EROFS images (`fs/erofs/erofs_fs.h` of Linux, "Core on-disk format" of its documentation), uncompressed.
 //!
-//! [`write`] makes an image of a [`Tree`] that holds everything but the contents of files: those are in layer files,
+//! [`write()`] makes an image of a [`Tree`] that holds everything but the contents of files: those are in layer files,
 //! which stand behind the image on the same disk, one after the other, the lowest layer first.
 //!
 //! ```text
