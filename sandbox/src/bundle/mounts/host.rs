@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use husk_protocol::agent::File;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::sys::statvfs::FsFlags;
 
 use super::super::BundleError;
 
@@ -55,8 +56,8 @@ pub(super) enum Source {
     Inside(String),
     /// A file system of the guest's kernel.
     Kernel(&'static str),
-    /// Memory with this name and these options.
-    Shared { name: String, data: String },
+    /// Memory with this name, these options, and the source's `MS_NOSUID`, `MS_NODEV` and `MS_NOEXEC`.
+    Shared { name: String, data: String, flags: u64 },
     /// Files to be copied; a single one has no path.
     Copy(Vec<File>),
 }
@@ -109,10 +110,20 @@ fn shared_memory(path: &Path) -> Option<Source> {
         return None;
     }
     let size = u64::try_from(status.block_size()).ok()?.checked_mul(status.blocks())?;
+    let restrictions = [
+        (FsFlags::ST_NOSUID, libc::MS_NOSUID),
+        (FsFlags::ST_NODEV, libc::MS_NODEV),
+        (FsFlags::ST_NOEXEC, libc::MS_NOEXEC),
+    ];
+    let flags = restrictions
+        .iter()
+        .filter(|(status_flag, _)| status.flags().contains(*status_flag))
+        .fold(0, |flags, (_, flag)| flags | flag);
     // A size of 0 is a tmpfs without a limit: so is it in the guest.
     Some(Source::Shared {
         name: path.to_str()?.to_owned(),
         data: format!("mode=1777,size={size}"),
+        flags,
     })
 }
 
@@ -296,10 +307,12 @@ mod tests {
         assert_eq!(found(Path::new("/sys"), "/sys", root), Ok(Source::Kernel("sysfs")));
         assert!(found(Path::new("/sys/kernel"), "/sys/kernel", root).is_err());
         if statfs("/dev/shm").is_ok_and(|status| status.filesystem_type() == TMPFS_MAGIC) {
-            let Ok(Source::Shared { name, data }) = found(Path::new("/dev/shm"), "/dev/shm", root) else {
+            let Ok(Source::Shared { name, data, flags }) = found(Path::new("/dev/shm"), "/dev/shm", root) else {
                 panic!()
             };
             assert!(name == "/dev/shm" && data.starts_with("mode=1777,size="), "{data}");
+            let is_nosuid = statfs("/dev/shm").unwrap().flags().contains(FsFlags::ST_NOSUID);
+            assert_eq!(flags & libc::MS_NOSUID != 0, is_nosuid);
         }
         assert!(found(Path::new("/etc"), "/dev/shm", root).is_err());
     }

@@ -165,7 +165,11 @@ fn bind(
             translated.flags &= !(libc::MS_BIND | libc::MS_REC);
             return Ok(kind);
         }
-        Source::Shared { name, data } => (translated.shared, translated.data) = (name, data),
+        Source::Shared { name, data, flags } => {
+            (translated.shared, translated.data) = (name, data);
+            // As any bind mount it has its source's restrictions, but for those that its options take away.
+            translated.flags |= flags & !translated.cleared;
+        }
         Source::Copy(files) => (translated.is_copy, translated.files) = (true, files),
     }
     Ok("")
