@@ -141,7 +141,7 @@ fn list_shows_what_runs_and_nothing_else() {
 }
 
 #[test]
-fn the_console_shows_the_kernel_and_takes_keys() {
+fn the_console_shows_the_kernel_and_ends_with_the_guest() {
     let host = Host::new();
     let sandbox = host.husk().rootfs(busybox()).option("--console").sandbox("spoken");
     let mut console = host.husk().command_on_terminal(["console", "spoken"]);
