@@ -14,6 +14,7 @@ mod trees;
 mod workspace;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -43,7 +44,7 @@ memory and are gone at the end. /tmp and /run are empty. stdin, stdout, stderr a
 COMMAND: a shell.
 
 Options:
-      --cpus N           Virtual processors [default: 2]
+      --cpus N           Virtual processors [default: 1; with more, QEMU now and then loses a guest inside]
       --memory SIZE      Memory, such as 512M or 4G [default: 4G]
       --timeout SECONDS  End it after this time, with exit code 124
   -t, --tty              Give COMMAND a terminal
@@ -121,7 +122,8 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
 }
 
 fn help(text: &str) -> Result<i32> {
-    println!("{text}");
+    // Whoever has read enough of it closes the pipe.
+    let _ = writeln!(std::io::stdout(), "{text}");
     Ok(0)
 }
 
