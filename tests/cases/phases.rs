@@ -3,7 +3,7 @@
 use husk_tests::{Host, Running, busybox};
 use nix::sys::signal::Signal;
 
-/// What `--verbose` says when a phase is over, in the order of a run.
+/// What the log says when a phase is over, in the order of a run.
 const PHASES: [&str; 9] = [
     "husk-vmm started",
     "image found",
@@ -18,7 +18,11 @@ const PHASES: [&str; 9] = [
 
 /// A run in which `phase` has just ended. The image is there; the process goes on until its input ends.
 fn reached<'h>(host: &'h Host, phase: &str) -> Running<'h> {
-    let husk = host.husk().rootfs(busybox()).name("phases").option("--verbose");
+    let husk = host
+        .husk()
+        .rootfs(busybox())
+        .name("phases")
+        .variable("HUSK_LOG", "debug");
     let mut running = husk
         .option("--interactive")
         .open_input()
