@@ -21,6 +21,7 @@ mod mounts;
 mod namespaces;
 mod nonroot;
 mod podman;
+mod probe;
 mod resources;
 mod run;
 mod seccomp;
