@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 /// Where the differences are listed.
 const DOCUMENTATION: &str = include_str!("../../docs/oci.md");
 const HEADING: &str = "## Differences from runc";
+/// runc's limits are its caller's: those of a service of systemd's, with what the units of docker and containerd lift.
+const SERVICE: [&str; 3] = ["prlimit", "--nofile=1024:524288", "--nproc=unlimited"];
 
 #[test]
 fn dockers_container_is_what_it_is_under_runc() {
@@ -58,8 +60,9 @@ fn compare(name: &str) {
     let runc = probing(&runcs_root);
     let state = host.scratch().join("runc");
     let words = ["--root", path(&state), "run", "--bundle", path(runc.path()), name];
-    let runc = Facts::of(&host.husk().program("/usr/sbin/runc").command(words));
-    let husk = Facts::of(&host.husk().bundle(&probing(busybox())).run_bundle());
+    let runc = host.husk().program("/usr/sbin/runc").through(SERVICE).command(words);
+    let husk = host.husk().bundle(&probing(busybox())).option("--interactive");
+    let (runc, husk) = (Facts::of(&runc), Facts::of(&husk.run_bundle()));
 
     let differences = runc.differences(&husk);
     let listed = Listed::in_table(DOCUMENTATION, HEADING);

@@ -63,11 +63,13 @@ done < /proc/$$/mountinfo | sed 's/ \[ *\]//'
 
 for path in $paths; do
     if about=$(stat -c '%F %a %u:%g' "$path" 2> /dev/null); then
-        if [ -d "$path" ]; then content="$(ls -A "$path" 2> /dev/null | wc -l) entries"; [ "$content" = "0 entries" ] || content=entries
-        elif [ -z "$(head -c 1 "$path" 2> /dev/null | tr '\0' .)" ]; then content=empty
-        else content=content; fi
-        [ -w "$path" ] && writable=writable || writable=protected
-        say "path:$path" "$about $content $writable"
+        content=empty
+        if [ -d "$path" ]; then
+            [ -z "$(ls -A "$path" 2> /dev/null)" ] || content="with entries"
+        elif [ -n "$(head -c 1 "$path" 2> /dev/null | tr '\0' .)" ]; then
+            content="with content"
+        fi
+        say "path:$path" "$about $content"
     else
         say "path:$path" missing
     fi
@@ -88,13 +90,12 @@ for file in cgroup.type memory.max memory.high memory.low memory.min memory.swap
     say "cgroup:$file" $value
 done
 
+# One process reads them all. What is below netfilter depends on the modules that happen to be loaded.
 find /proc/sys/net /proc/sys/fs/mqueue /proc/sys/kernel -type f 2> /dev/null | sort | while read -r file; do
     case $file in
-    */kernel/shm* | */kernel/msg* | */kernel/sem | */kernel/sem_next_id | */kernel/domainname | */net/* | */fs/mqueue/*) ;;
-    *) continue ;;
+    */net/netfilter/*) ;;
+    */kernel/shm* | */kernel/msg* | */kernel/sem | */kernel/sem_next_id | */kernel/domainname | */net/* | */fs/mqueue/*)
+        echo "$file"
+        ;;
     esac
-    value=
-    { read -r value < "$file"; } 2> /dev/null || [ -n "$value" ] || value="(nothing)"
-    [ -w "$file" ] && writable= || writable=protected
-    say "sysctl:${file#/proc/sys/}" $value $writable
-done
+done | xargs grep -H '' 2> /dev/null | tr '\t' ' ' | sed 's#^/proc/sys/\([^:]*\):#sysctl:\1 #'
