@@ -20,6 +20,8 @@ pub const RECORDED: [(&str, &str); 6] = [
 
 /// Where the files lie that engines write for each container.
 const FILES: &str = "/bundle-file";
+/// Where the hierarchy of cgroups is mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// What `/dev/shm` is to containerd and podman: a tmpfs that they mount.
 const SHARED_MEMORY: &str = "mode=1777,size=65536k";
 
@@ -27,6 +29,8 @@ const SHARED_MEMORY: &str = "mode=1777,size=65536k";
 #[derive(Debug)]
 pub struct Engine {
     files: PathBuf,
+    /// Options of the hierarchy of cgroups.
+    hierarchy: String,
 }
 
 impl Engine {
@@ -43,7 +47,10 @@ impl Engine {
         }
         let restrictions = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("shm"), &memory, Some("tmpfs"), restrictions, Some(SHARED_MEMORY)).expect("mount a tmpfs");
-        Self { files }
+        Self {
+            files,
+            hierarchy: hierarchy(),
+        }
     }
 
     /// A bundle as it was recorded, but for what is of the machine on which it was: the root directory, the engine's files,
@@ -80,5 +87,28 @@ impl Drop for Engine {
     fn drop(&mut self) {
         // What stays is found by the search for leftovers.
         let _ = umount2(&self.files.join("shm"), MntFlags::MNT_DETACH);
+        // runc mounts the hierarchy without them for a container that has no cgroup namespace, and so takes them away.
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let options = Some(self.hierarchy.as_str());
+        let _ = mount(None::<&str>, CGROUPS, None::<&str>, flags, options);
     }
+}
+
+fn hierarchy() -> String {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc/self/mounts");
+    let mount = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|mount| mount[1] == CGROUPS);
+    let mount = mount.expect("cgroup v2 is mounted");
+    let known = [
+        "nsdelegate",
+        "favordynmods",
+        "memory_localevents",
+        "memory_recursiveprot",
+        "memory_hugetlb_accounting",
+        "pids_localevents",
+    ];
+    let options: Vec<_> = mount[3].split(',').filter(|option| known.contains(option)).collect();
+    options.join(",")
 }
