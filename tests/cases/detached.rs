@@ -51,7 +51,7 @@ fn a_detached_container_is_logged_waited_for_and_removed() {
 #[test]
 fn a_running_one_is_entered_followed_and_removed_by_force() {
     let host = Host::new();
-    let script = "echo first; trap 'echo last; exit 3' TERM; while :; do sleep 1000 & wait; done";
+    let script = "trap 'echo last; exit 3' TERM; echo first; while :; do sleep 1000 & wait; done";
     detached(&host, "busy")
         .run(["sh", "-c", script])
         .exits(0)

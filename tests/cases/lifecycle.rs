@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::{IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use husk_tests::{Bundle, Container, Host, busybox, read_pid, wait_for};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::Winsize;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -186,6 +187,11 @@ fn the_hosts_cgroup_holds_the_machine_and_goes_with_the_container() {
 
 /// Takes the terminal that comes over a console socket.
 fn accept_terminal(listener: &UnixListener) -> fs::File {
+    let asked = poll(
+        &mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)],
+        PollTimeout::from(60_000u16),
+    );
+    assert_eq!(asked, Ok(1), "nobody connects to the console socket");
     let (stream, _) = listener.accept().unwrap();
     let mut name = [0; 4096];
     let mut buffers = [IoSliceMut::new(&mut name)];
@@ -203,7 +209,10 @@ fn accept_terminal(listener: &UnixListener) -> fs::File {
 fn read_until(terminal: &mut fs::File, text: &str) -> String {
     let mut said = String::new();
     let mut bytes = [0; 1024];
+    let minute = PollTimeout::from(60_000u16);
     while !said.contains(text) {
+        let ready = poll(&mut [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)], minute);
+        assert_eq!(ready, Ok(1), "the terminal never says {text:?}: {said:?}");
         match terminal.read(&mut bytes) {
             Ok(count @ 1..) => said.push_str(&String::from_utf8_lossy(&bytes[..count])),
             // The other side has closed it.
@@ -216,7 +225,7 @@ fn read_until(terminal: &mut fs::File, text: &str) -> String {
 #[test]
 fn a_terminal_goes_over_the_console_socket() {
     let host = Host::new();
-    let script = "stty size; read word; echo said $word; trap 'stty size' WINCH; while :; do sleep 1; done";
+    let script = "trap 'stty size' WINCH; stty size; read word; echo said $word; while :; do sleep 1; done";
     let bundle = Bundle::of_script(&host, busybox(), script)
         .with("/process/terminal", true)
         .with("/process/consoleSize", json!({"height": 20, "width": 70}));

@@ -20,6 +20,7 @@ mod machines;
 mod mounts;
 mod namespaces;
 mod nonroot;
+mod phases;
 mod podman;
 mod probe;
 mod resources;

@@ -38,7 +38,7 @@ fn podman_runs_a_container_to_its_end() {
 fn podman_lives_with_a_running_container() {
     let host = Host::new();
     let podman = Podman::new(&host);
-    let script = "echo begun; trap 'echo ended; exit 9' TERM; while :; do sleep 1000 & wait; done";
+    let script = "trap 'echo ended; exit 9' TERM; echo begun; while :; do sleep 1000 & wait; done";
     let run = [
         "run",
         "-d",

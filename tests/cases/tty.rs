@@ -51,7 +51,8 @@ fn a_terminal_in_an_exec_is_one_too() {
         .shows(PROMPT);
     terminal
         .resize(20, 60)
-        .types("stty size\n")
+        // Keys and sizes go different ways: the size may come after them.
+        .types("until stty size | grep -x '20 60'; do :; done\n")
         .shows("20 60")
         .shows(PROMPT);
     // Ctrl-D at the prompt.

@@ -28,7 +28,11 @@ const GROUP: &str = "root:x:0:\ntester:x:1235:\naudio:x:29:tester\nvideo:x:44:te
 /// `cargo xtask test` has not prepared it.
 pub fn busybox() -> &'static Path {
     BUSYBOX.get_or_init(|| {
-        let tree = shared().join("busybox");
+        let complete = shared().join("busybox");
+        if complete.exists() {
+            return complete;
+        }
+        let tree = shared().join(format!("busybox-{}", std::process::id()));
         copy(&prepared::busybox(), &tree);
         for directory in ["etc", "opt", "proc", "sys", "dev", "tmp", "root", "home", "home/tester"] {
             fs::create_dir_all(tree.join(directory)).expect("make a directory");
@@ -46,7 +50,8 @@ pub fn busybox() -> &'static Path {
         write("opt/private", "root's\n", 0o600);
         fs::set_permissions(tree.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("set a directory's mode");
         std::os::unix::fs::chown(tree.join("home/tester"), Some(1234), Some(1235)).expect("give a directory away");
-        tree
+        fs::rename(&tree, &complete).expect("rename a directory");
+        complete
     })
 }
 
@@ -58,9 +63,12 @@ pub fn debian() -> &'static Path {
     DEBIAN.get_or_init(prepared::debian)
 }
 
-/// What all tests share; removed when the program ends.
+/// What all tests share: the directory that `cargo xtask test` names, or one that is removed when the program ends.
 pub(crate) fn shared() -> &'static Path {
     SHARED.get_or_init(|| {
+        if let Some(path) = std::env::var_os("HUSK_TEST_SHARED") {
+            return path.into();
+        }
         // SAFETY: the function stays where it is, and may be called when main has returned: it only removes files.
         let registered = unsafe { libc::atexit(remove_shared) };
         assert_eq!(registered, 0, "register the removal of the tests' directory");

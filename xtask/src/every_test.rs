@@ -50,18 +50,15 @@ fn end_to_end(filter: &[OsString]) -> Result<i32> {
         ("HUSK_TEST_DEBIAN_KERNEL", kernel.compressed_image().into_os_string()),
     ];
     step("end-to-end tests");
-    let mut command: Vec<OsString> = ["sh", "-c", BOTH, "sh"].map(Into::into).into();
+    let mut command = vec![
+        std::env::current_exe().context("finding this program")?.into(),
+        "each-test".into(),
+    ];
     command.extend(tests.map(PathBuf::into_os_string));
+    command.push("--".into());
     command.extend(filter.iter().cloned());
     place::run(command, environment, LIMIT)
 }
-
-/// Runs the bare machine's tests with Linux, which are left out elsewhere, and then those of husk; both, whatever happens.
-const BOTH: &str = r#"machine=$1; husk=$2; shift 2
-"$machine" --ignored --test-threads=1 "$@"; first=$?
-"$husk" --test-threads=1 "$@"; second=$?
-[ $first = 0 ] || exit $first
-exit $second"#;
 
 /// Builds the programs with the tests that need a real KVM, and gives their paths: the machine's, and husk's.
 fn build_tests() -> Result<[PathBuf; 2]> {

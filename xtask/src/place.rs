@@ -11,9 +11,6 @@ use crate::{host, step};
 
 /// Memory of the emulated host: enough for eight sandboxes and for what they write.
 const MEMORY: u64 = 8 << 30;
-/// Processors of the emulated host. With two, QEMU 10.0 loses the state of a nested guest now and then that leaves it often
-/// and moves between them: one of three boots with a console then hung or ended in a triple fault, none of forty with one.
-const CPUS: u32 = 1;
 
 /// Runs a command where /dev/kvm is real, and gives its exit code.
 pub(crate) fn run(command: Vec<OsString>, environment: Vec<(&'static str, OsString)>, limit: Duration) -> Result<i32> {
@@ -26,7 +23,6 @@ pub(crate) fn run(command: Vec<OsString>, environment: Vec<(&'static str, OsStri
     }
     step("this machine has no hardware virtualization: running in the emulated host");
     let options = host::Options {
-        cpus: CPUS,
         memory: MEMORY,
         timeout: Some(limit),
         command,
