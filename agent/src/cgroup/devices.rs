@@ -5,9 +5,10 @@
 //! to the first: one that allows takes its kinds away, and where none is left the access is allowed; one that denies a
 //! kind that is left ends it. So the last rule that fits decides, for each kind of access by itself.
 //!
-//! Whether a rule fits is one branch, on the differences between what is asked for and what the rule is about. The kernel
-//! follows both ways of each branch when it checks a program, with what is known on each: with a branch for each number of
-//! a rule it would go through all the rules anew for each number that it then knows, and take millions of instructions.
+//! The kernel checks a program by following both ways of each branch, with what is known on each: with a branch for each
+//! number of a rule it would go through all the other rules anew for each number that it then knows, and take millions of
+//! instructions. So whether a rule fits is one branch, on the differences between what is asked for and what the rule is
+//! about, and a rule about all kinds of access answers at once.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -53,8 +54,8 @@ fn compile(rules: &[DeviceRule]) -> Vec<Instruction> {
     for rule in rules.iter().rev() {
         program.extend(compile_one(rule));
         if is_everything(rule) {
-            // It has decided about all that was left.
-            break;
+            // It has decided about all that was left, and the kernel refuses instructions that nothing leads to.
+            return program;
         }
     }
     program.extend(answer(0));
@@ -64,7 +65,9 @@ fn compile(rules: &[DeviceRule]) -> Vec<Instruction> {
 fn compile_one(rule: &DeviceRule) -> Vec<Instruction> {
     let access = access(rule);
     let mut body = Vec::new();
-    if rule.allow {
+    if access == ALL {
+        body.extend(answer(rule.allow.into()));
+    } else if rule.allow {
         body.push(Instruction::and(ACCESS, !access));
         body.push(Instruction::skip_unless_equal(ACCESS, 0, 2));
         body.extend(answer(1));
