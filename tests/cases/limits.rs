@@ -92,7 +92,7 @@ fn limits_of_processes_processor_and_descriptors_are_seen_and_hold() {
 }
 
 #[test]
-fn a_container_cannot_lift_its_own_limits() {
+fn a_container_in_a_cgroup_namespace_cannot_lift_its_own_limits() {
     let host = Host::new();
     let script = "
         cd /sys/fs/cgroup
@@ -100,6 +100,7 @@ fn a_container_cannot_lift_its_own_limits() {
         mkdir below && echo $$ > below/cgroup.procs && echo +pids > cgroup.subtree_control && echo 5 > below/pids.max
         echo below=$(cat below/pids.max)";
     let bundle = Bundle::of_script(&host, busybox(), script)
+        .with("/linux/namespaces/-", json!({"type": "cgroup"}))
         .without_mount("/sys/fs/cgroup")
         .with(
             "/mounts/-",
