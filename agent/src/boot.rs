@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::kmod::ModuleInitFlags;
 use nix::mount::{MsFlags, mount};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::unistd::{chdir, chroot};
 
 use crate::sys;
@@ -72,7 +72,9 @@ pub(crate) fn mount_system() -> Result<(), BootError> {
     mount_one("tmpfs", "/dev/shm", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")?;
     mount_one("proc", "/proc", plain, "")?;
     mount_one("sysfs", "/sys", plain, "")?;
-    mount_one("cgroup2", CGROUPS, plain, "")?;
+    // As on any host with systemd: limits of a cgroup namespace's root are not for those in it to change, and what protects
+    // a cgroup's memory protects those below it.
+    mount_one("cgroup2", CGROUPS, plain, "nsdelegate,memory_recursiveprot")?;
     mount_one("tmpfs", "/run", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755")?;
     make_directory(RUN)
 }
@@ -146,9 +148,11 @@ pub(crate) fn prepare_cgroups() -> Result<(), BootError> {
         .map_err(|source| BootError::Controllers { wanted, source })
 }
 
-/// Each stream of each process costs the agent a few descriptors.
+/// Each stream of each process costs the agent a few descriptors. And what would bound a user's processes by the size of
+/// the machine has no use in it: engines lift it too, and bound containers by their cgroups.
 pub(crate) fn raise_limits() -> Result<(), BootError> {
-    setrlimit(Resource::RLIMIT_NOFILE, MAX_FILES, MAX_FILES).map_err(BootError::Limit)
+    setrlimit(Resource::RLIMIT_NOFILE, MAX_FILES, MAX_FILES).map_err(BootError::Limit)?;
+    setrlimit(Resource::RLIMIT_NPROC, rlim_t::MAX, rlim_t::MAX).map_err(BootError::Limit)
 }
 
 /// Leaves the console to errors: each line costs milliseconds on a serial line, and there may be none.

@@ -15,9 +15,9 @@ use crate::sys;
 /// RLIMIT_NOFILE of asm-generic/resource.h; libc has it in a different type for each C library.
 const FILES: u32 = 7;
 
-/// The agent may have many open files. A process gets what programs expect (some close every number up to the limit
-/// one by one), and may ask for more.
-const DEFAULT_FILES: u64 = 1024;
+/// How many files a process may have open, and may ask for: what systemd gives its services, and so what containers have
+/// whose engine is one. The agent itself may have more; some programs close every number up to the limit one by one.
+const DEFAULT_FILES: (u64, u64) = (1024, 524_288);
 
 /// Gives a process that waits for it what it is to have. `created` is the request for a container whose first process
 /// it is.
@@ -57,8 +57,9 @@ fn write(pid: Pid, file: &str, text: &str) -> Result<(), Refusal> {
 
 fn set_limits(pid: Pid, limits: &[Rlimit]) -> Result<(), Refusal> {
     let failed = |resource: u32| Refusal::system(format!("resource limit {resource}"));
-    let hard = sys::hard_limit(FILES).map_err(failed(FILES))?;
-    sys::set_limit(pid, FILES, DEFAULT_FILES.min(hard), hard).map_err(failed(FILES))?;
+    let (soft, hard) = DEFAULT_FILES;
+    let most = sys::hard_limit(FILES).map_err(failed(FILES))?;
+    sys::set_limit(pid, FILES, soft.min(most), hard.min(most)).map_err(failed(FILES))?;
     for limit in limits {
         sys::set_limit(pid, limit.resource, limit.soft, limit.hard).map_err(failed(limit.resource))?;
     }

@@ -32,11 +32,16 @@ pub struct Patch {
 }
 
 /// The patches of the guest's kernel: as few as possible, for each may stop to apply.
-pub const PATCHES: [Patch; 4] = [
+pub const PATCHES: [Patch; 5] = [
     Patch {
         name: "acpi-without-pci.patch",
         text: include_str!("../patches/acpi-without-pci.patch"),
         needed: true,
+    },
+    Patch {
+        name: "bpf-small-pack.patch",
+        text: include_str!("../patches/bpf-small-pack.patch"),
+        needed: false,
     },
     Patch {
         name: "ioapic-reset-state.patch",

@@ -90,3 +90,26 @@ fn limits_of_processes_processor_and_descriptors_are_seen_and_hold() {
     assert!(outcome.number("throttled") > 5, "throttled in {outcome}");
     outcome.states("refused", "1").states("within", "1").states("peak", "1");
 }
+
+#[test]
+fn a_container_in_a_cgroup_namespace_cannot_lift_its_own_limits() {
+    let host = Host::new();
+    let script = "
+        cd /sys/fs/cgroup
+        for file in memory.max pids.max; do echo max 2>/dev/null > $file; echo $file=$(cat $file); done
+        mkdir below && echo $$ > below/cgroup.procs && echo +pids > cgroup.subtree_control && echo 5 > below/pids.max
+        echo below=$(cat below/pids.max)";
+    let bundle = Bundle::of_script(&host, busybox(), script)
+        .with("/linux/namespaces/-", json!({"type": "cgroup"}))
+        .without_mount("/sys/fs/cgroup")
+        .with(
+            "/mounts/-",
+            json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}),
+        )
+        .with("/linux/resources/memory", json!({"limit": 64 << 20}))
+        .with("/linux/resources/pids", json!({"limit": 30}));
+    let outcome = host.husk().bundle(&bundle).run_bundle();
+    outcome.states("memory.max", "67108864").states("pids.max", "30");
+    // What it sets for those below is its own affair.
+    outcome.exits(0).states("below", "5");
+}

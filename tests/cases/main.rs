@@ -22,6 +22,7 @@ mod namespaces;
 mod nonroot;
 mod phases;
 mod podman;
+mod probe;
 mod resources;
 mod run;
 mod seccomp;

@@ -23,13 +23,21 @@ impl Bundle {
     /// # Panics
     /// The directory cannot be made.
     pub fn as_runc_writes_it(host: &Host, rootfs: &Path) -> Self {
+        let bundle = Self::of(host, serde_json::from_str(RUNC_SPEC).expect("runc writes JSON"));
+        std::os::unix::fs::symlink(rootfs, bundle.directory.join("rootfs")).expect("link the root file system");
+        bundle
+    }
+
+    /// A bundle with this `config.json`.
+    ///
+    /// # Panics
+    /// The directory cannot be made.
+    pub fn of(host: &Host, config: Value) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("bundle-")
             .tempdir_in(host.scratch())
             .expect("make a bundle");
         let directory = directory.keep();
-        std::os::unix::fs::symlink(rootfs, directory.join("rootfs")).expect("link the root file system");
-        let config = serde_json::from_str(RUNC_SPEC).expect("runc writes JSON");
         Self { directory, config }.written()
     }
 

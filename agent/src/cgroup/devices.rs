@@ -4,6 +4,11 @@
 //! The program keeps those kinds of access that no rule has decided about yet, and goes through the rules from the last
 //! to the first: one that allows takes its kinds away, and where none is left the access is allowed; one that denies a
 //! kind that is left ends it. So the last rule that fits decides, for each kind of access by itself.
+//!
+//! The kernel checks a program by following both ways of each branch, with what is known on each: with a branch for each
+//! number of a rule it would go through all the other rules anew for each number that it then knows, and take millions of
+//! instructions. So whether a rule fits is one branch, on the differences between what is asked for and what the rule is
+//! about, and a rule about all kinds of access answers at once.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -28,6 +33,7 @@ const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 const SCRATCH: u8 = 6;
+const OTHER: u8 = 7;
 
 /// Makes the rules count for a cgroup, in the place of those that a former program holds.
 pub(super) fn attach(cgroup: BorrowedFd<'_>, rules: &[DeviceRule], former: Option<&OwnedFd>) -> nix::Result<OwnedFd> {
@@ -48,8 +54,8 @@ fn compile(rules: &[DeviceRule]) -> Vec<Instruction> {
     for rule in rules.iter().rev() {
         program.extend(compile_one(rule));
         if is_everything(rule) {
-            // It has decided about all that was left.
-            break;
+            // It has decided about all that was left, and the kernel refuses instructions that nothing leads to.
+            return program;
         }
     }
     program.extend(answer(0));
@@ -59,7 +65,9 @@ fn compile(rules: &[DeviceRule]) -> Vec<Instruction> {
 fn compile_one(rule: &DeviceRule) -> Vec<Instruction> {
     let access = access(rule);
     let mut body = Vec::new();
-    if rule.allow {
+    if access == ALL {
+        body.extend(answer(rule.allow.into()));
+    } else if rule.allow {
         body.push(Instruction::and(ACCESS, !access));
         body.push(Instruction::skip_unless_equal(ACCESS, 0, 2));
         body.extend(answer(1));
@@ -81,11 +89,17 @@ fn compile_one(rule: &DeviceRule) -> Vec<Instruction> {
     ];
     let conditions: Vec<_> = conditions.into_iter().flatten().collect();
     let mut program = Vec::new();
-    for (index, (register, value)) in conditions.iter().enumerate() {
-        // Over the conditions after this one, and over the rule.
-        let rest = conditions.len() - index - 1 + body.len();
-        let rest = i16::try_from(rest).unwrap_or(i16::MAX);
-        program.push(Instruction::skip_unless_equal(*register, *value, rest));
+    for (register, value) in conditions {
+        let difference = if program.is_empty() { SCRATCH } else { OTHER };
+        program.push(Instruction::copy(difference, register));
+        program.push(Instruction::xor(difference, value));
+        if difference == OTHER {
+            program.push(Instruction::or(SCRATCH, OTHER));
+        }
+    }
+    if !program.is_empty() {
+        let rest = i16::try_from(body.len()).unwrap_or(i16::MAX);
+        program.push(Instruction::skip_unless_equal(SCRATCH, 0, rest));
     }
     program.extend(body);
     program

@@ -11,8 +11,10 @@ const CLASS_JMP: u8 = 0x05;
 const CLASS_JMP32: u8 = 0x06;
 const MODE_MEM: u8 = 0x60;
 const FROM_REGISTER: u8 = 0x08;
+const OP_OR: u8 = 0x40;
 const OP_AND: u8 = 0x50;
 const OP_RSH: u8 = 0x70;
+const OP_XOR: u8 = 0xa0;
 const OP_MOV: u8 = 0xb0;
 const OP_JEQ: u8 = 0x10;
 const OP_JNE: u8 = 0x50;
@@ -64,6 +66,14 @@ impl Instruction {
 
     pub(crate) const fn and(to: u8, value: i32) -> Self {
         Self::new(CLASS_ALU | OP_AND, to, 0, 0, value)
+    }
+
+    pub(crate) const fn xor(to: u8, value: i32) -> Self {
+        Self::new(CLASS_ALU | OP_XOR, to, 0, 0, value)
+    }
+
+    pub(crate) const fn or(to: u8, from: u8) -> Self {
+        Self::new(CLASS_ALU | OP_OR | FROM_REGISTER, to, from, 0, 0)
     }
 
     pub(crate) const fn shift_right(to: u8, bits: i32) -> Self {
@@ -167,6 +177,8 @@ pub(crate) fn interpret(program: &[Instruction], context: &[u32]) -> u32 {
             code if code == CLASS_ALU | OP_MOV => registers[to] = value,
             code if code == CLASS_ALU | OP_MOV | FROM_REGISTER => registers[to] = registers[from],
             code if code == CLASS_ALU | OP_AND => registers[to] &= value,
+            code if code == CLASS_ALU | OP_XOR => registers[to] ^= value,
+            code if code == CLASS_ALU | OP_OR | FROM_REGISTER => registers[to] |= registers[from],
             code if code == CLASS_ALU | OP_RSH => registers[to] >>= value,
             code if code == CLASS_JMP32 | OP_JEQ => at += if registers[to] == value { jump } else { 0 },
             code if code == CLASS_JMP32 | OP_JNE => at += if registers[to] == value { 0 } else { jump },
