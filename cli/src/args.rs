@@ -16,7 +16,7 @@ pub(crate) use oci::{
 };
 pub(crate) use people::{
     CacheCommand, ConsoleArgs, DoctorArgs, ImagesArgs, InspectArgs, KillArgs, ListArgs, LogsArgs, PruneArgs,
-    RemoveArgs, StatsArgs, WaitArgs,
+    RemoveArgs, StatsArgs, StopArgs, WaitArgs,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -87,6 +87,7 @@ pub(crate) enum Command {
     Exec(ExecArgs),
     #[command(visible_alias = "ls")]
     List(ListArgs),
+    Stop(StopArgs),
     Kill(KillArgs),
     Logs(LogsArgs),
     Wait(WaitArgs),
@@ -338,6 +339,8 @@ mod tests {
             "husk --root /r state box",
             "husk kill --all box 9",
             "husk kill box TERM",
+            "husk kill box",
+            "husk stop --time -1 box other",
             "husk delete --force box",
             "husk exec --pid-file /p --process /s --detach --console-socket /c box",
             "husk exec --process /s --detach --pid-file /p --tty box",

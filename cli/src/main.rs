@@ -38,6 +38,7 @@ mod spec;
 mod start;
 mod state;
 mod stats;
+mod stop;
 mod terminal;
 mod timings;
 mod update;
@@ -76,6 +77,7 @@ fn dispatch(cli: &Cli, started: u64) -> anyhow::Result<u8> {
         Command::Run(args) => run::run(global, args, started),
         Command::Exec(args) => exec::exec(global, args),
         Command::List(args) => list::list(global, args),
+        Command::Stop(args) => stop::stop(global, args),
         Command::Kill(args) => kill::kill(global, args),
         Command::Logs(args) => logs::logs(global, args),
         Command::Wait(args) => wait::wait(global, args),

@@ -162,6 +162,7 @@ impl Sandbox {
             console: options.console,
             containers: Vec::new(),
             cgroup: options.cgroup.clone(),
+            confinement: options.confinement.clone(),
             kept: false,
             exit: None,
         };

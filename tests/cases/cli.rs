@@ -9,7 +9,7 @@ fn every_command_explains_itself_with_an_example() {
     let host = Host::new();
     let all = host.husk().command(["--help"]);
     all.exits(0).is_quiet();
-    for command in ["run", "list", "exec", "kill", "console", "doctor"] {
+    for command in ["run", "list", "exec", "stop", "kill", "console", "doctor"] {
         assert!(all.stdout().contains(command), "{command} in {all}");
         let help = host.husk().command([command, "--help"]);
         help.exits(0).is_quiet().says(&format!("husk {command}"));

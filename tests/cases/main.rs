@@ -25,4 +25,5 @@ mod resources;
 mod run;
 mod seccomp;
 mod stdio;
+mod stop;
 mod tty;

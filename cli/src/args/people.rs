@@ -33,12 +33,32 @@ pub(crate) struct ListArgs {
     pub(crate) quiet: bool,
 }
 
+/// Ask containers to end, and end those that have not when the time is over
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk stop box
+  husk stop --time 60 db web
+
+They are asked with the stop signal of their image, or with TERM.")]
+pub(crate) struct StopArgs {
+    /// How long to wait before they are killed; -1 is for ever
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 10, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i64).range(-1..=31_536_000))]
+    pub(crate) time: i64,
+    /// The containers' names
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
 /// Send a signal to a container
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  husk kill box             end it
-  husk kill box TERM        ask it to end")]
+  husk kill box             ask it to end: TERM
+  husk kill box KILL        end it
+
+husk stop asks, waits, and ends what does not listen.")]
 pub(crate) struct KillArgs {
     /// Send it to all of the container's processes
     #[arg(short, long)]
@@ -46,7 +66,7 @@ pub(crate) struct KillArgs {
     /// The container's name
     pub(crate) name: String,
     /// The signal's name or number
-    #[arg(default_value = "KILL", value_parser = crate::signals::parse)]
+    #[arg(default_value = "TERM", value_parser = crate::signals::parse)]
     pub(crate) signal: i32,
 }
 

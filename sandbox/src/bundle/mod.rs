@@ -137,15 +137,16 @@ impl Bundle {
 /// The version of the runtime specification whose `config.json` is read and whose documents are written.
 pub const SPEC_VERSION: &str = "1.3.0";
 
-/// Translates the text of a `process` object alone, as it is given for a further process of a container.
+/// Translates the text of a `process` object alone, as it is given for a further process of a container; gives also how
+/// the host is to confine it.
 ///
 /// # Errors
 /// As [`Bundle::load`]; the paths begin with `process`.
-pub fn process(text: &[u8]) -> Result<agent::Process, BundleError> {
+pub fn process(text: &[u8]) -> Result<(agent::Process, Confinement), BundleError> {
     let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
     fields::check(&json!({"process": value}))?;
     let process: Process = serde_json::from_slice(text).map_err(BundleError::Spec)?;
-    process::translate(&process)
+    Ok((process::translate(&process)?, process::confinement(&process)))
 }
 
 /// The set of the capabilities that are named, with or without `CAP_`; bit n is number n (capability.h).

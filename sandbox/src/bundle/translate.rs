@@ -79,9 +79,8 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
         hooks: hooks.host,
         request,
         confinement: Confinement {
-            apparmor_profile: given(process.apparmor_profile().as_ref()),
-            selinux_label: given(process.selinux_label().as_ref()),
-            mount_label: given(linux.mount_label().as_ref()),
+            mount_label: linux.mount_label().clone().filter(|label| !label.is_empty()),
+            ..process::confinement(process)
         },
     })
 }
@@ -105,11 +104,6 @@ fn cgroup_path(linux: &Linux) -> Result<String, BundleError> {
         fault: "is not UTF-8",
     })?;
     resources::cgroup_path(path)
-}
-
-/// A text that says something.
-fn given(text: Option<&String>) -> Option<String> {
-    text.filter(|text| !text.is_empty()).cloned()
 }
 
 /// Whether a version (semver.org) is of the specification's first major one, in which nothing changes its meaning.
