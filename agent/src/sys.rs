@@ -4,12 +4,14 @@
 
 pub(crate) mod bpf;
 mod confine;
+mod fork;
 mod hook;
 pub(crate) mod mounts;
 mod schedule;
 mod trees;
 
 pub(crate) use confine::{Filter, set_personality};
+pub(crate) use fork::fork;
 pub(crate) use hook::{before_execution, open_process};
 pub(crate) use schedule::{set_affinity, set_io_priority, set_scheduler};
 pub(crate) use trees::{detach_copy, place};

@@ -15,7 +15,7 @@ pub(crate) use oci::{
     CreateArgs, DeleteArgs, EventsArgs, IdArgs, Limits, PidArgs, PsArgs, SpecArgs, TableFormat, UpdateArgs,
 };
 pub(crate) use people::{
-    CacheCommand, ConsoleArgs, DoctorArgs, ImagesArgs, InspectArgs, KillArgs, ListArgs, LogsArgs, PruneArgs,
+    CacheCommand, ConsoleArgs, CopyArgs, DoctorArgs, ImagesArgs, InspectArgs, KillArgs, ListArgs, LogsArgs, PruneArgs,
     RemoveArgs, StatsArgs, StopArgs, WaitArgs,
 };
 
@@ -89,6 +89,8 @@ pub(crate) enum Command {
     List(ListArgs),
     Stop(StopArgs),
     Kill(KillArgs),
+    #[command(name = "cp")]
+    Copy(CopyArgs),
     Logs(LogsArgs),
     Wait(WaitArgs),
     Stats(StatsArgs),

@@ -9,6 +9,7 @@
 mod args;
 mod attach;
 mod console;
+mod cp;
 mod create;
 mod delete;
 mod doctor;
@@ -79,6 +80,7 @@ fn dispatch(cli: &Cli, started: u64) -> anyhow::Result<u8> {
         Command::List(args) => list::list(global, args),
         Command::Stop(args) => stop::stop(global, args),
         Command::Kill(args) => kill::kill(global, args),
+        Command::Copy(args) => cp::cp(global, args),
         Command::Logs(args) => logs::logs(global, args),
         Command::Wait(args) => wait::wait(global, args),
         Command::Inspect(args) => inspect::inspect(global, args),

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use husk_protocol::agent::{
     self, CloseStdinRequest, CreateRequest, CreateResponse, DeleteRequest, DeleteResponse, Empty, EventsRequest,
-    EventsResponse, ExecRequest, ExecResponse, Failure, KillRequest, PauseRequest, ProcessInfo, ProcessesRequest,
-    ProcessesResponse, ResizeRequest, ResumeRequest, StartRequest, StartResponse, StateRequest, StateResponse,
-    StatsRequest, StatsResponse, UpdateRequest, WaitRequest, WaitResponse, WindowSize, failure,
+    EventsResponse, ExecRequest, ExecResponse, Failure, FilesRequest, KillRequest, PauseRequest, ProcessInfo,
+    ProcessesRequest, ProcessesResponse, ResizeRequest, ResumeRequest, StartRequest, StartResponse, StateRequest,
+    StateResponse, StatsRequest, StatsResponse, UpdateRequest, WaitRequest, WaitResponse, WindowSize, failure,
 };
 use husk_protocol::{AGENT_PORT, STDIO_PORT, TOKEN_LEN};
 use protobuf::Message;
@@ -177,6 +177,19 @@ impl Guest {
         })?;
         *token = random.to_vec();
         Ok(stream)
+    }
+
+    /// Opens a connection on which a container's files are served.
+    pub(crate) fn files(&self, container: &str) -> Result<UnixStream, GuestError> {
+        let mut token = Vec::new();
+        let connection = self.stream(&mut token)?;
+        let request = FilesRequest {
+            container: container.into(),
+            stream: token,
+            ..Default::default()
+        };
+        self.call::<Empty>("Files", &request)?;
+        Ok(connection)
     }
 
     /// Builds a container up to the point before its first process executes; gives that process's id.

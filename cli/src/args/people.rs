@@ -1,5 +1,6 @@
 //! The commands for people.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -68,6 +69,37 @@ pub(crate) struct KillArgs {
     /// The signal's name or number
     #[arg(default_value = "TERM", value_parser = crate::signals::parse)]
     pub(crate) signal: i32,
+}
+
+/// Copy files between a running container and the host
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk cp box:/etc/passwd .              a file from the container
+  husk cp ./site box:/srv                a directory into one: /srv/site
+  husk cp ./site/. box:/srv              what is in a directory
+  husk cp box:/var/log - | tar t         an archive on stdout; from stdin likewise
+
+A destination that is a directory takes the source under its own name; one that
+does not exist becomes the source's new name. A local path with a colon begins
+with / or ./ . Nothing is needed inside the container. Files belong to whoever
+copies them: to the user here, to root in the container.")]
+pub(crate) struct CopyArgs {
+    /// Keep owners, and with them the set-user-id bits
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// Follow a symbolic link that is the source itself
+    #[arg(short = 'L', long)]
+    pub(crate) follow_link: bool,
+    /// Accepted as other tools accept it: nothing is said anyway
+    #[arg(short, long, hide = true)]
+    pub(crate) quiet: bool,
+    /// What is copied: NAME:PATH, a local path, or - for an archive on stdin
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: OsString,
+    /// Where to: NAME:PATH, a local path, or - for an archive on stdout
+    #[arg(value_name = "DESTINATION")]
+    pub(crate) destination: OsString,
 }
 
 /// Show what a detached container has written
