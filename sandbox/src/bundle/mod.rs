@@ -37,6 +37,8 @@ use thiserror::Error;
 
 use crate::confinement::Confinement;
 use crate::hooks::Hooks;
+pub use namespaces::Join;
+pub(crate) use namespaces::OF_THE_SAME_SANDBOX;
 pub use standard::Standard;
 use users::UserError;
 
@@ -62,6 +64,8 @@ pub struct Bundle {
     pub hooks: Hooks,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
+    /// The namespaces of the request that are other containers'.
+    pub joins: Vec<Join>,
     /// The host's policies that are to confine the container.
     pub confinement: Confinement,
 }
