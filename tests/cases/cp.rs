@@ -11,6 +11,14 @@ fn cp(host: &Host, words: &[&str]) -> Outcome {
     host.husk().command([&["cp"], words].concat())
 }
 
+/// `husk cp - DESTINATION` with these bytes on stdin.
+fn cp_stdin(host: &Host, bytes: &[u8], destination: &str) -> Outcome {
+    let husk = host.husk().open_input();
+    let mut running = husk.start_command(["cp", "-", destination]);
+    running.send(bytes).end_input();
+    running.finish()
+}
+
 /// A directory with a file, a link and a directory below it.
 fn tree(host: &Host) -> PathBuf {
     let tree = host.scratch().join("tree");
@@ -64,8 +72,9 @@ fn a_container_without_any_program_takes_and_gives_files() {
     archive.exits(0).is_quiet();
     cp(&host, &["bare:/tree/file", "bare:/x"]).fails(125, &["one container to another"]);
     cp(&host, &[from, "bare:/put"]).exits(0);
-    let husk = host.husk().input(archive.stdout().as_bytes());
-    husk.command(["cp", "-", "bare:/put"]).exits(0).is_quiet();
+    cp_stdin(&host, archive.stdout().as_bytes(), "bare:/put")
+        .exits(0)
+        .is_quiet();
     cp(&host, &["bare:/put/tree", &to("again")]).exits(0);
     assert_is_tree(Path::new(&to("again")));
     // What is large arrives whole; its end is no multiple of anything.
@@ -141,7 +150,6 @@ fn what_cannot_be_copied_is_named_and_nothing_leads_out() {
     ] {
         cp(&host, words).fails(125, &[named]);
     }
-    let rubbish = host.husk().input([7; 512]);
-    rubbish.command(["cp", "-", "links:/etc"]).fails(125, &["archive"]);
+    cp_stdin(&host, &[7; 512], "links:/etc").fails(125, &["archive"]);
     host.husk().command(["rm", "--force", "links"]).exits(0);
 }
