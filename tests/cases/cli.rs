@@ -25,6 +25,15 @@ fn every_command_explains_itself_with_an_example() {
 }
 
 #[test]
+fn a_command_without_its_dashes_is_no_name() {
+    let host = Host::new();
+    let husk = || host.husk().rootfs(busybox());
+    husk().command(["run", "ls"]).fails(125, &["-- ls", "--name"]);
+    // What other tools need is taken, though every container that is waited for is removed.
+    husk().option("--rm").run(["echo", "gone"]).exits(0).prints("gone\n");
+}
+
+#[test]
 fn tracing_goes_to_stderr_and_only_when_asked_for() {
     let host = Host::new();
     let plain = host.husk().rootfs(busybox()).run(["echo", "out"]);

@@ -69,6 +69,9 @@ pub(crate) struct KillArgs {
     /// The signal's name or number
     #[arg(default_value = "TERM", value_parser = crate::signals::parse)]
     pub(crate) signal: i32,
+    /// The same as an option, as docker and podman take it
+    #[arg(short, long = "signal", value_name = "SIGNAL", conflicts_with = "signal", value_parser = crate::signals::parse)]
+    pub(crate) option: Option<i32>,
 }
 
 /// Copy files between a running container and the host
@@ -180,7 +183,10 @@ pub(crate) struct RemoveArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
-  husk console box          what the guest's kernel says; Ctrl-] detaches a terminal")]
+  husk console box          what the guest's kernel says; Ctrl-] detaches a terminal
+
+What is typed goes into the guest's serial port. husk's own guest reads nothing
+there and echoes it; husk exec -it runs a shell in the container.")]
 pub(crate) struct ConsoleArgs {
     /// The container's name
     pub(crate) name: String,
