@@ -163,7 +163,8 @@ fn what_is_typed_into_the_console_arrives_in_the_guest() {
     console.shows("Linux version");
     // husk's terminal is raw by now: what is shown again is the echo of the guest's own terminal.
     console.types("keys arrive").shows("keys arrive");
-    console.types("\u{1d}").finish().exits(0);
+    console.types("\u{1d}");
+    console.finish().exits(0);
     sandbox.end();
 }
 
