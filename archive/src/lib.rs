@@ -1,5 +1,5 @@
-//! Archives of files: [`tar`] as a format, and what a directory holds into an archive ([`pack`]) and out of one
-//! ([`unpack`]).
+//! Archives of files: [`tar`] as a format, and what a directory holds into an archive ([`pack()`]) and out of one
+//! ([`unpack()`]).
 //!
 //! Host and guest copy files to each other with it. Neither trusts the other, so both work below a [`Root`]: paths are
 //! resolved as if it were `/`, and what an archive names is made below one directory, through no symbolic link.
