@@ -14,11 +14,11 @@ use protobuf::Message;
 
 use crate::connection::Connection;
 use crate::container::{Container, Name, Reply};
-use crate::create::Pending;
 use crate::disk::{Disks, Images};
 use crate::exits::Deletion;
 use crate::flow::{CHUNK, Flow, Progress};
 use crate::journal::Journal;
+use crate::pending::Pending;
 use crate::poller::{Poller, Source, Watch};
 use crate::refusal::Refusal;
 use crate::shared::Shared;
@@ -64,6 +64,8 @@ pub(crate) struct Agent {
     pub(crate) containers: BTreeMap<String, Container>,
     pub(crate) channels: BTreeMap<u64, Name>,
     pub(crate) pids: BTreeMap<i32, Name>,
+    /// Processes that serve files, and whose.
+    pub(crate) servers: BTreeMap<i32, String>,
     pub(crate) pending: Vec<Pending>,
     pub(crate) deletions: Vec<Deletion>,
     pub(crate) journal: Journal,
@@ -108,6 +110,7 @@ impl Agent {
             containers: BTreeMap::new(),
             channels: BTreeMap::new(),
             pids: BTreeMap::new(),
+            servers: BTreeMap::new(),
             pending: Vec::new(),
             deletions: Vec::new(),
             journal: Journal::default(),

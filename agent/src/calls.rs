@@ -56,6 +56,7 @@ impl Agent {
             "Resume" => self.resume(&decode(request)?),
             "Update" => self.update(&decode(request)?),
             "Processes" => self.processes(&decode(request)?),
+            "Files" => self.files(reply, &decode(request)?),
             "Events" => self.events(reply, &decode(request)?),
             "Shutdown" => {
                 self.is_over = true;

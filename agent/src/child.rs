@@ -14,6 +14,7 @@ mod paths;
 mod root;
 mod terminal;
 
+pub(crate) use credentials::become_root;
 pub(crate) use root::detached;
 pub(crate) use terminal::resize;
 

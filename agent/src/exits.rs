@@ -40,6 +40,8 @@ impl Agent {
         while let Some((pid, status)) = sys::reap() {
             if let Some(name) = self.pids.remove(&pid) {
                 self.on_exit(&name, status);
+            } else {
+                self.servers.remove(&pid);
             }
         }
         self.advance_deletions();
@@ -149,6 +151,7 @@ impl Agent {
 
     /// A container ends with its first process. Its pid namespace sees to that where it has one of its own.
     fn kill_rest(&mut self, id: &str) {
+        self.end_servers(id);
         if let Some(container) = self.containers.get(id) {
             // A kernel before 5.14 has no such file; husk's guests are newer.
             let _ = container.cgroup.kill();

@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 mod agent;
+mod birth;
 mod boot;
 mod calls;
 mod cgroup;
@@ -25,11 +26,13 @@ mod container;
 mod create;
 mod disk;
 mod exits;
+mod files;
 mod flow;
 mod host;
 mod journal;
 mod namespaces;
 mod pause;
+mod pending;
 mod poller;
 mod prepare;
 mod processes;

@@ -15,8 +15,8 @@ pub(crate) use oci::{
     CreateArgs, DeleteArgs, EventsArgs, IdArgs, Limits, PidArgs, PsArgs, SpecArgs, TableFormat, UpdateArgs,
 };
 pub(crate) use people::{
-    CacheCommand, ConsoleArgs, DoctorArgs, ImagesArgs, InspectArgs, KillArgs, ListArgs, LogsArgs, PruneArgs,
-    RemoveArgs, StatsArgs, WaitArgs,
+    CacheCommand, ConsoleArgs, CopyArgs, DoctorArgs, ImagesArgs, InspectArgs, KillArgs, ListArgs, LogsArgs, PruneArgs,
+    RemoveArgs, StatsArgs, StopArgs, WaitArgs,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -39,6 +39,7 @@ pub(crate) struct Cli {
 }
 
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Keep containers' directories below DIR [default: /run/husk for root, $XDG_RUNTIME_DIR/husk or
     /// /tmp/husk-UID for others]
@@ -87,7 +88,10 @@ pub(crate) enum Command {
     Exec(ExecArgs),
     #[command(visible_alias = "ls")]
     List(ListArgs),
+    Stop(StopArgs),
     Kill(KillArgs),
+    #[command(name = "cp")]
+    Copy(CopyArgs),
     Logs(LogsArgs),
     Wait(WaitArgs),
     Stats(StatsArgs),
@@ -144,14 +148,14 @@ pub(crate) struct RunArgs {
     /// Name the container [default: twelve random digits]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// The same, as other OCI runtimes take it
+    /// Name the container, as other OCI runtimes are told
     #[arg(value_name = "ID", conflicts_with = "name")]
     pub(crate) id: Option<String>,
     /// Leave it running and print its name; husk logs shows what it writes, and husk rm removes it
     #[arg(short, long, conflicts_with_all = ["timings", "console"])]
     pub(crate) detach: bool,
-    /// Remove a detached container when it ends
-    #[arg(long, requires = "detach")]
+    /// Remove a detached container when it ends; any other is removed in any case
+    #[arg(long)]
     pub(crate) rm: bool,
     /// Write the id of the process that stands for the container to FILE
     #[arg(long, value_name = "FILE")]
@@ -338,6 +342,9 @@ mod tests {
             "husk --root /r state box",
             "husk kill --all box 9",
             "husk kill box TERM",
+            "husk kill box",
+            "husk kill --signal TERM box",
+            "husk stop --time -1 box other",
             "husk delete --force box",
             "husk exec --pid-file /p --process /s --detach --console-socket /c box",
             "husk exec --process /s --detach --pid-file /p --tty box",

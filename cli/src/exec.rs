@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use husk_sandbox::agent::{ExecRequest, Process};
 use husk_sandbox::bundle::{self, users};
+use husk_sandbox::confinement::Confinement;
 use husk_sandbox::guest::{Guest, GuestError, ProcessId, Streams};
 use husk_sandbox::lifecycle::{Container, Status};
 use husk_sandbox::machine::Link;
@@ -31,7 +32,7 @@ pub(crate) fn exec(global: &Global, args: &ExecArgs) -> Result<u8> {
         _ => {}
     }
     let work = Work {
-        process: process(args, container.definition()?)?,
+        process: process(args, container.definition()?, &container.found().state.confinement)?,
         id: ProcessId {
             container: container.definition()?.name.clone(),
             exec: format!("exec-{}", random_name()?),
@@ -58,7 +59,7 @@ pub(crate) fn exec(global: &Global, args: &ExecArgs) -> Result<u8> {
 }
 
 /// What the process is to be: the container's own first one with what is asked for, or all that a file says.
-fn process(args: &ExecArgs, container: &rundir::Container) -> Result<Process> {
+fn process(args: &ExecArgs, container: &rundir::Container, confinement: &Confinement) -> Result<Process> {
     let mut process = match &args.spec {
         None => {
             let mut process = Process::from(&container.process);
@@ -67,7 +68,10 @@ fn process(args: &ExecArgs, container: &rundir::Container) -> Result<Process> {
         }
         Some(path) => {
             let text = fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
-            bundle::process(&text).with_context(|| format!("{} is no process", path.display()))?
+            let failed = || format!("{} is no process", path.display());
+            let (process, wanted) = bundle::process(&text).with_context(failed)?;
+            confinement.check_process(&wanted).with_context(failed)?;
+            process
         }
     };
     overrides::apply(&args.process, &container.root, &mut process)?;

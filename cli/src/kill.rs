@@ -9,6 +9,6 @@ use crate::args::{Global, KillArgs};
 pub(crate) fn kill(global: &Global, args: &KillArgs) -> Result<u8> {
     let root = RunRoot::open(&global.root())?;
     let container = Container::find(&root, &args.name, global.patience())?;
-    container.kill(args.signal.unsigned_abs(), args.all)?;
+    container.kill(args.option.unwrap_or(args.signal).unsigned_abs(), args.all)?;
     Ok(0)
 }

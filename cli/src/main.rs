@@ -9,6 +9,7 @@
 mod args;
 mod attach;
 mod console;
+mod cp;
 mod create;
 mod delete;
 mod doctor;
@@ -38,6 +39,7 @@ mod spec;
 mod start;
 mod state;
 mod stats;
+mod stop;
 mod terminal;
 mod timings;
 mod update;
@@ -76,7 +78,9 @@ fn dispatch(cli: &Cli, started: u64) -> anyhow::Result<u8> {
         Command::Run(args) => run::run(global, args, started),
         Command::Exec(args) => exec::exec(global, args),
         Command::List(args) => list::list(global, args),
+        Command::Stop(args) => stop::stop(global, args),
         Command::Kill(args) => kill::kill(global, args),
+        Command::Copy(args) => cp::cp(global, args),
         Command::Logs(args) => logs::logs(global, args),
         Command::Wait(args) => wait::wait(global, args),
         Command::Inspect(args) => inspect::inspect(global, args),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use husk_sandbox::agent::{Ready, WaitResponse};
 use husk_sandbox::artefacts;
 use husk_sandbox::bundle::{Bundle, Standard};
@@ -35,6 +35,9 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     let timeline = Arc::new(Timeline::default());
     timeline.note("husk started", started);
     doctor::require_kvm()?;
+    if let (Some(word), None) = (&args.id, &args.source.bundle) {
+        bail!("the command stands behind two dashes: -- {word}; a name is given with --name");
+    }
     let name = match args.name.as_ref().or(args.id.as_ref()) {
         Some(name) => name.clone(),
         None => random_name()?,

@@ -29,7 +29,7 @@ pub mod erofs;
 pub mod layer;
 mod limits;
 pub mod source;
-pub mod tar;
+pub use husk_archive::tar;
 pub mod tree;
 
 pub use digest::Digest;

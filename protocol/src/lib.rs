@@ -7,7 +7,8 @@
 //! - when both listen, it connects to [`HOST_CID`]'s [`READY_PORT`] and writes one [`agent::Ready`], as a
 //!   little-endian `u32` length and the message;
 //! - a process's stream is a connection to [`STDIO_PORT`] that begins with a token of [`TOKEN_LEN`] random bytes, which
-//!   [`agent::Stdio`] names.
+//!   [`agent::Stdio`] names;
+//! - files go over such a connection too, which [`agent::FilesRequest`] names, in [`frames`].
 
 #![deny(unsafe_code)]
 
@@ -22,6 +23,8 @@
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }
+
+pub mod frames;
 
 pub use generated::{agent, agent_ttrpc};
 

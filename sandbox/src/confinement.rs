@@ -11,10 +11,12 @@ use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// What a bundle asks for; empty texts are no request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Confinement {
     /// `process.apparmorProfile`.
     pub apparmor_profile: Option<String>,
@@ -37,6 +39,12 @@ pub enum ConfinementError {
     },
     #[error("config.json: {field} holds a zero byte")]
     Zero { field: &'static str },
+    #[error("{field} is {value:?}; a further process is confined as its sandbox is{}", own(.sandbox.as_deref()))]
+    Other {
+        field: &'static str,
+        value: String,
+        sandbox: Option<String>,
+    },
 }
 
 /// What a process writes about itself to be another's subject from its next execve(2) on.
@@ -51,7 +59,46 @@ pub(crate) struct Label {
 /// AppArmor's name for no profile at all.
 const UNCONFINED: &str = "unconfined";
 
+fn own(sandbox: Option<&str>) -> String {
+    sandbox.map_or_else(|| ", by nothing".into(), |own| format!(", by {own:?}"))
+}
+
+/// A profile that asks for something.
+fn profile(name: Option<&String>) -> Option<&str> {
+    name.map(String::as_str).filter(|name| *name != UNCONFINED)
+}
+
 impl Confinement {
+    /// Checks what a further process asks for in a sandbox that is confined like this. One that asks for nothing is
+    /// confined as all of the sandbox is.
+    ///
+    /// # Errors
+    /// It asks for something else than its sandbox has.
+    pub fn check_process(&self, wanted: &Self) -> Result<(), ConfinementError> {
+        let pairs = [
+            (
+                "process.apparmorProfile",
+                profile(wanted.apparmor_profile.as_ref()),
+                profile(self.apparmor_profile.as_ref()),
+            ),
+            (
+                "process.selinuxLabel",
+                wanted.selinux_label.as_deref(),
+                self.selinux_label.as_deref(),
+            ),
+        ];
+        for (field, wanted, own) in pairs {
+            if let Some(value) = wanted.filter(|wanted| own != Some(*wanted)) {
+                return Err(ConfinementError::Other {
+                    field,
+                    value: value.to_owned(),
+                    sandbox: own.map(str::to_owned),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// What is to be written before the machine monitor is executed.
     ///
     /// # Errors
@@ -62,7 +109,7 @@ impl Confinement {
 
     fn labels_with(&self, active: Active) -> Result<Vec<Label>, ConfinementError> {
         let mut labels = Vec::new();
-        if let Some(profile) = self.apparmor_profile.as_deref().filter(|name| *name != UNCONFINED) {
+        if let Some(profile) = profile(self.apparmor_profile.as_ref()) {
             let field = "process.apparmorProfile";
             require(active.apparmor.is_some(), field, profile, "AppArmor")?;
             labels.push(Label {
@@ -196,6 +243,45 @@ mod tests {
         ] {
             assert!(refusal.contains(field) && refusal.contains("not active"), "{refusal}");
         }
+    }
+
+    #[test]
+    fn a_further_process_is_confined_as_its_sandbox_or_refused() {
+        let unconfined = Confinement {
+            apparmor_profile: Some("unconfined".into()),
+            ..Default::default()
+        };
+        let further = Confinement {
+            mount_label: None,
+            ..asked()
+        };
+        for (own, wanted) in [
+            (Confinement::default(), unconfined.clone()),
+            (unconfined.clone(), Confinement::default()),
+            (asked(), Confinement::default()),
+            (asked(), unconfined),
+            (asked(), further.clone()),
+        ] {
+            own.check_process(&wanted).unwrap();
+        }
+        let other = Confinement {
+            apparmor_profile: Some("other".into()),
+            ..further.clone()
+        };
+        let refusal = asked().check_process(&other).unwrap_err().to_string();
+        assert!(
+            refusal.contains("process.apparmorProfile is \"other\"") && refusal.contains("by \"docker-default\""),
+            "{refusal}"
+        );
+        let labelled = Confinement {
+            apparmor_profile: None,
+            ..further
+        };
+        let refusal = Confinement::default().check_process(&labelled).unwrap_err().to_string();
+        assert!(
+            refusal.contains("process.selinuxLabel") && refusal.contains("by nothing"),
+            "{refusal}"
+        );
     }
 
     #[test]

@@ -1,18 +1,18 @@
 //! The agent's client: containers and their processes in a running guest.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+mod streams;
+
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use husk_protocol::AGENT_PORT;
 use husk_protocol::agent::{
     self, CloseStdinRequest, CreateRequest, CreateResponse, DeleteRequest, DeleteResponse, Empty, EventsRequest,
     EventsResponse, ExecRequest, ExecResponse, Failure, KillRequest, PauseRequest, ProcessInfo, ProcessesRequest,
     ProcessesResponse, ResizeRequest, ResumeRequest, StartRequest, StartResponse, StateRequest, StateResponse,
     StatsRequest, StatsResponse, UpdateRequest, WaitRequest, WaitResponse, WindowSize, failure,
 };
-use husk_protocol::{AGENT_PORT, STDIO_PORT, TOKEN_LEN};
 use protobuf::Message;
 use thiserror::Error;
 use ttrpc::Code;
@@ -21,6 +21,7 @@ use crate::bundle::BundleError;
 use crate::bundle::resources::Update;
 use crate::machine::{Link, LinkError};
 use crate::rpc::{Rpc, RpcError};
+pub use streams::Streams;
 
 /// The agent's service (`protocol/proto/agent.proto`).
 const SERVICE: &str = "husk.agent.v1.Agent";
@@ -41,17 +42,6 @@ pub struct ProcessId {
     pub container: String,
     /// The further process's name.
     pub exec: String,
-}
-
-/// The host's ends of a process's streams; those that were not asked for are `/dev/null` in the guest.
-#[derive(Debug, Default)]
-pub struct Streams {
-    /// With a terminal both directions.
-    pub stdin: Option<UnixStream>,
-    /// What the process writes.
-    pub stdout: Option<UnixStream>,
-    /// What the process writes.
-    pub stderr: Option<UnixStream>,
 }
 
 /// Why the guest did not do what it was asked.
@@ -146,37 +136,6 @@ impl Guest {
     #[must_use]
     pub fn link(&self) -> &Link {
         &self.link
-    }
-
-    /// Opens the streams of a process that is about to be made and names them in `stdio`, whose `terminal` says of
-    /// what kind they are. Without `stdin` it is `/dev/null`.
-    ///
-    /// # Errors
-    /// The machine has ended or the agent does not listen.
-    pub fn streams(&self, stdio: &mut agent::Stdio, stdin: bool) -> Result<Streams, GuestError> {
-        let mut streams = Streams::default();
-        if stdin || stdio.terminal {
-            streams.stdin = Some(self.stream(&mut stdio.stdin)?);
-        }
-        if !stdio.terminal {
-            streams.stdout = Some(self.stream(&mut stdio.stdout)?);
-            streams.stderr = Some(self.stream(&mut stdio.stderr)?);
-        }
-        Ok(streams)
-    }
-
-    fn stream(&self, token: &mut Vec<u8>) -> Result<UnixStream, GuestError> {
-        let mut random = [0; TOKEN_LEN];
-        File::open("/dev/urandom")
-            .and_then(|mut source| source.read_exact(&mut random))
-            .map_err(GuestError::Token)?;
-        let mut stream = self.link.connect(STDIO_PORT)?;
-        stream.write_all(&random).map_err(|source| LinkError::Socket {
-            socket: "vsock",
-            source,
-        })?;
-        *token = random.to_vec();
-        Ok(stream)
     }
 
     /// Builds a container up to the point before its first process executes; gives that process's id.

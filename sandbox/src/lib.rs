@@ -21,6 +21,7 @@
 pub mod artefacts;
 pub mod bundle;
 pub mod confinement;
+pub mod files;
 pub mod guest;
 pub mod hooks;
 pub mod host_cgroup;

@@ -1,4 +1,6 @@
-//! A sandbox: one machine, its run directory and the containers in it.
+//! A sandbox: one machine, its run directory and the containers in it ([`containers`]).
+
+mod containers;
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,20 +9,21 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use husk_protocol::agent::{Ready, WaitResponse};
+use containers::Attended;
+use husk_protocol::agent::Ready;
 pub use husk_vmm_config::{MAX_DISKS, MAX_VCPUS, MIN_MEMORY_MIB};
 use thiserror::Error;
 
 use crate::artefacts::{self, ArtefactError};
-use crate::bundle::Bundle;
-use crate::bundle::users::{self, UserError};
+use crate::bundle::OF_THE_SAME_SANDBOX;
+use crate::bundle::users::UserError;
 use crate::confinement::Confinement;
-use crate::guest::{self, Guest, GuestError, ProcessId, Streams};
-use crate::hooks::{self, HookError, Hooks, Subject};
+use crate::guest::{Guest, GuestError};
+use crate::hooks::HookError;
 use crate::image::{Image, ImageError};
 use crate::kernel::{self, KernelError};
 use crate::machine::{Link, LinkError, Machine, MachineError, Parts};
-use crate::rundir::{Container, ContainerProcess, Exit, RunDir, RunDirError, State};
+use crate::rundir::{Exit, RunDir, RunDirError, State};
 use crate::timeline::Timeline;
 
 /// What a sandbox is to be.
@@ -60,15 +63,6 @@ pub struct Sandbox {
     attended: Mutex<Vec<Attended>>,
 }
 
-/// A container's hooks, and what they are told.
-#[derive(Clone)]
-struct Attended {
-    hooks: Hooks,
-    subject: Subject,
-    /// The longest that its hooks in the guest may take at its start.
-    start: Duration,
-}
-
 /// Why a sandbox cannot be made, or cannot do what it was asked.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
@@ -100,6 +94,8 @@ pub enum SandboxError {
         "config.json: process.apparmorProfile, process.selinuxLabel and linux.mountLabel must be those of the sandbox"
     )]
     Confinement,
+    #[error("config.json: linux.namespaces[{index}].path is {path:?}; {OF_THE_SAME_SANDBOX}")]
+    Namespace { index: usize, path: String },
     #[error("the preparation has ended without a result")]
     Unprepared,
     #[error(transparent)]
@@ -162,6 +158,7 @@ impl Sandbox {
             console: options.console,
             containers: Vec::new(),
             cgroup: options.cgroup.clone(),
+            confinement: options.confinement.clone(),
             kept: false,
             exit: None,
         };
@@ -270,118 +267,6 @@ impl Sandbox {
     /// It is not ready yet.
     pub fn guest(&self) -> Result<Arc<Guest>, SandboxError> {
         self.guest.get().cloned().ok_or(SandboxError::Unprepared)
-    }
-
-    /// Creates a container up to the point before its first process executes; gives the streams of that.
-    ///
-    /// # Errors
-    /// What is wrong with the container; the machine has ended.
-    pub fn create(&self, name: &str, bundle: Bundle, disk: String, stdin: bool) -> Result<Streams, SandboxError> {
-        let Bundle {
-            root,
-            dir,
-            annotations,
-            hooks,
-            mut request,
-            confinement,
-            // The machine is there.
-            machine: _,
-        } = bundle;
-        if confinement != self.confinement {
-            return Err(SandboxError::Confinement);
-        }
-        let subject = Subject {
-            id: name.into(),
-            pid: std::process::id(),
-            bundle: dir.clone().unwrap_or_else(|| root.clone()),
-            annotations,
-        };
-        for (hooks, status) in [
-            (&mut request.create_hooks, "creating"),
-            (&mut request.start_hooks, "created"),
-        ] {
-            if let Some(hooks) = hooks.as_mut() {
-                (hooks.before_pid, hooks.after_pid) = hooks::state_around_pid(&subject, status);
-            }
-        }
-        lock(&self.attended).push(Attended {
-            hooks: hooks.clone(),
-            subject: subject.clone(),
-            start: guest::time_of(request.start_hooks.as_ref()),
-        });
-        let guest = self.guest()?;
-        request.container = name.into();
-        request.root.mut_or_insert_default().disk = disk;
-        let process = request.process.mut_or_insert_default();
-        users::add_home(&root, process)?;
-        let stdio = process.stdio.mut_or_insert_default();
-        let streams = guest.streams(stdio, stdin).map_err(|error| self.explain(error))?;
-        self.timeline.reach("streams connected");
-        hooks.run_create(&subject)?;
-        guest.create(&request).map_err(|error| self.explain(error))?;
-        self.timeline.reach("container created");
-        let mut state = lock(&self.state);
-        state.containers.push(Container {
-            name: name.into(),
-            root,
-            bundle: dir,
-            annotations: subject.annotations,
-            hooks,
-            start_hooks_s: guest::time_of(request.start_hooks.as_ref()).as_secs(),
-            process: ContainerProcess::from(&*request.process),
-        });
-        self.dir.write_state(&state)?;
-        Ok(streams)
-    }
-
-    /// Lets a container's first process execute; gives the guest's time of it.
-    ///
-    /// # Errors
-    /// The command cannot be executed; the machine has ended.
-    pub fn start(&self, process: &ProcessId) -> Result<u64, SandboxError> {
-        let attended = match process.exec.as_str() {
-            "" => self.attended(&process.container),
-            _ => None,
-        };
-        let time = attended.as_ref().map_or(Duration::ZERO, |attended| attended.start);
-        let started = self.guest()?.start_with_hooks(process, time);
-        let started = started.map_err(|error| self.explain(error))?;
-        self.timeline.reach("process started");
-        if let Some(attended) = attended {
-            self.run_poststart(process, &attended)?;
-        }
-        Ok(started)
-    }
-
-    /// Runs the hooks that follow a container's start; the container ends when one fails.
-    fn run_poststart(&self, process: &ProcessId, attended: &Attended) -> Result<(), SandboxError> {
-        let result = attended.hooks.run_poststart(&attended.subject);
-        if result.is_err() {
-            // It may have ended by itself.
-            if let Err(error) = self.guest()?.kill(process, libc::SIGKILL.cast_unsigned(), false) {
-                tracing::debug!(%error, "the container of a failed hook is not killed");
-            }
-        }
-        Ok(result?)
-    }
-
-    /// What attends a container.
-    fn attended(&self, container: &str) -> Option<Attended> {
-        let attended = lock(&self.attended);
-        attended
-            .iter()
-            .find(|attended| attended.subject.id == container)
-            .cloned()
-    }
-
-    /// Waits until a process has exited.
-    ///
-    /// # Errors
-    /// The machine has ended.
-    pub fn wait(&self, process: &ProcessId) -> Result<WaitResponse, SandboxError> {
-        let exit = self.guest()?.wait(process).map_err(|error| self.explain(error))?;
-        self.timeline.reach("exit reported");
-        Ok(exit)
     }
 
     /// Replaces an error that the machine's end explains by that end.

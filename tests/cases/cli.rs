@@ -9,7 +9,7 @@ fn every_command_explains_itself_with_an_example() {
     let host = Host::new();
     let all = host.husk().command(["--help"]);
     all.exits(0).is_quiet();
-    for command in ["run", "list", "exec", "kill", "console", "doctor"] {
+    for command in ["run", "list", "exec", "stop", "kill", "console", "doctor"] {
         assert!(all.stdout().contains(command), "{command} in {all}");
         let help = host.husk().command([command, "--help"]);
         help.exits(0).is_quiet().says(&format!("husk {command}"));
@@ -22,6 +22,15 @@ fn every_command_explains_itself_with_an_example() {
         env!("CARGO_PKG_VERSION"),
         "\nspec: 1.3.0\n"
     ));
+}
+
+#[test]
+fn a_command_without_its_dashes_is_no_name() {
+    let host = Host::new();
+    let husk = || host.husk().rootfs(busybox());
+    husk().command(["run", "ls"]).fails(125, &["-- ls", "--name"]);
+    // What other tools need is taken, though every container that is waited for is removed.
+    husk().option("--rm").run(["echo", "gone"]).exits(0).prints("gone\n");
 }
 
 #[test]

@@ -343,7 +343,7 @@ fn the_users_of_an_image_are_its_own_in_exec_too() {
         listed[0]["annotations"]["org.opencontainers.image.ref.name"],
         json!(image.to_str().unwrap())
     );
-    host.husk().command(["kill", "users"]).exits(0);
+    host.husk().command(["kill", "users", "KILL"]).exits(0);
     running.finish().exits(137);
 }
 
@@ -509,7 +509,7 @@ fn pruning_leaves_what_is_in_use() {
         .exec("used", ["sh", "-c", "cat /name; id -u"])
         .exits(0)
         .prints("used\n300\n");
-    host.husk().command(["kill", "used"]).exits(0);
+    host.husk().command(["kill", "used", "KILL"]).exits(0);
     running.finish().exits(137);
     host.husk().command(["cache", "prune"]).exits(0).mentions(&[]);
     assert_eq!(cached(&host), BTreeSet::new());

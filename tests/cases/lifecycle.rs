@@ -253,6 +253,31 @@ fn a_terminal_goes_over_the_console_socket() {
     container.delete();
 }
 
+#[test]
+fn a_further_process_cannot_choose_how_the_host_confines_it() {
+    let host = Host::new();
+    let bundle = Bundle::of_script(&host, busybox(), WAITER);
+    let mut container = Container::create(&host, &bundle, "confined");
+    container.husk("start").exits(0);
+    container.streams().await_output("up\n");
+    let exec = |profile: &str, label: &str| {
+        let path = host.scratch().join("confined.json");
+        let process = json!({
+            "cwd": "/", "args": ["/bin/echo", "runs"], "user": {"uid": 0, "gid": 0},
+            "apparmorProfile": profile, "selinuxLabel": label,
+        });
+        fs::write(&path, process.to_string()).unwrap();
+        let husk = host.husk().option("--process").option(&path);
+        husk.option("confined").command(["exec"])
+    };
+    exec("unconfined", "").exits(0).prints("runs\n");
+    exec("other", "").fails(125, &["process.apparmorProfile", "other", "sandbox"]);
+    exec("", "u:r:t:s0").fails(125, &["process.selinuxLabel", "u:r:t:s0", "sandbox"]);
+    host.husk().command(["kill", "confined", "KILL"]).exits(0);
+    assert_eq!(container.wait(), 137);
+    container.delete();
+}
+
 /// A process object for `husk exec --process`.
 fn process_file(directory: &Path, script: &str) -> std::path::PathBuf {
     let path = directory.join("process.json");

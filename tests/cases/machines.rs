@@ -156,6 +156,19 @@ fn the_console_shows_the_kernel_and_ends_with_the_guest() {
 }
 
 #[test]
+fn what_is_typed_into_the_console_arrives_in_the_guest() {
+    let host = Host::new();
+    let sandbox = host.husk().rootfs(busybox()).option("--console").sandbox("typed");
+    let mut console = host.husk().command_on_terminal(["console", "typed"]);
+    console.shows("Linux version");
+    // husk's terminal is raw by now: what is shown again is the echo of the guest's own terminal.
+    console.types("keys arrive").shows("keys arrive");
+    console.types("\u{1d}");
+    console.finish().exits(0);
+    sandbox.end();
+}
+
+#[test]
 fn doctor_finds_nothing_missing_and_says_so_in_json_too() {
     let host = Host::new();
     host.husk().command(["doctor"]).exits(0).mentions(&[]);

@@ -127,7 +127,11 @@ fn a_process_that_a_signal_ends_is_128_and_its_number() {
     // The first process of a pid namespace gets only those of its own signals for which it has a handler.
     sandbox.exec(["sh", "-c", "kill -TERM $$"]).exits(128 + 15).prints("");
     sandbox.exec(["sh", "-c", "kill -SEGV $$"]).exits(128 + 11);
-    host.husk().command(["kill", "one"]).exits(0).prints("").is_quiet();
+    host.husk()
+        .command(["kill", "one", "KILL"])
+        .exits(0)
+        .prints("")
+        .is_quiet();
     sandbox.finish().exits(128 + 9).prints("up\n");
 }
 

@@ -37,7 +37,7 @@ pub(super) fn assume(process: &Process) -> Result<(), ChildError> {
 
 /// Becomes root of the user namespace in which the process is: until then it is nobody there, whose files nobody could
 /// own. It has all capabilities in the namespace, and keeps them.
-pub(super) fn become_root() -> Result<(), ChildError> {
+pub(crate) fn become_root() -> Result<(), ChildError> {
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     setgroups(&[]).map_err(step("setting no additional groups"))?;
     setresgid(gid, gid, gid).map_err(step("becoming the namespace's root group"))?;

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod control;
+mod files;
 mod filters;
 mod guest;
 mod hooks;

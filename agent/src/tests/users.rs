@@ -7,7 +7,7 @@ use nix::mount::MsFlags;
 use super::guest::{Guest, container, context, create, delete, file_system, read, run, shell, with_streams};
 
 /// A guest with an image of root of the user namespace.
-fn guest() -> Option<Guest> {
+pub(super) fn guest() -> Option<Guest> {
     let guest = Guest::start()?;
     guest.give_image(OUTSIDE);
     Some(guest)
@@ -16,7 +16,7 @@ fn guest() -> Option<Guest> {
 const OUTSIDE: u32 = 100_000;
 
 /// A container whose ids begin at 100,000 in the guest.
-fn mapped(process: Process) -> CreateRequest {
+pub(super) fn mapped(process: Process) -> CreateRequest {
     let mut request = container("mapped", process);
     request.namespaces.push(Namespace {
         kind: Kind::USER.into(),

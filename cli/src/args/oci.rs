@@ -67,7 +67,7 @@ pub(crate) struct DeleteArgs {
     pub(crate) id: String,
 }
 
-/// Show a container's processes
+/// Show a container's processes; husk list shows containers
 #[derive(Args, Debug)]
 pub(crate) struct PsArgs {
     /// The form of the list; as JSON it is their ids in the guest alone

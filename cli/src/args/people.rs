@@ -1,5 +1,6 @@
 //! The commands for people.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,12 +34,32 @@ pub(crate) struct ListArgs {
     pub(crate) quiet: bool,
 }
 
+/// Ask containers to end, and end those that have not when the time is over
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk stop box
+  husk stop --time 60 db web
+
+They are asked with the stop signal of their image, or with TERM.")]
+pub(crate) struct StopArgs {
+    /// How long to wait before they are killed; -1 is for ever
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 10, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i64).range(-1..=31_536_000))]
+    pub(crate) time: i64,
+    /// The containers' names
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
 /// Send a signal to a container
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  husk kill box             end it
-  husk kill box TERM        ask it to end")]
+  husk kill box             ask it to end: TERM
+  husk kill box KILL        end it
+
+husk stop asks, waits, and ends what does not listen.")]
 pub(crate) struct KillArgs {
     /// Send it to all of the container's processes
     #[arg(short, long)]
@@ -46,8 +67,42 @@ pub(crate) struct KillArgs {
     /// The container's name
     pub(crate) name: String,
     /// The signal's name or number
-    #[arg(default_value = "KILL", value_parser = crate::signals::parse)]
+    #[arg(default_value = "TERM", value_parser = crate::signals::parse)]
     pub(crate) signal: i32,
+    /// The same as an option, as docker and podman take it
+    #[arg(short, long = "signal", value_name = "SIGNAL", conflicts_with = "signal", value_parser = crate::signals::parse)]
+    pub(crate) option: Option<i32>,
+}
+
+/// Copy files between a running container and the host
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  husk cp box:/etc/passwd .              a file from the container
+  husk cp ./site box:/srv                a directory into one: /srv/site
+  husk cp ./site/. box:/srv              what is in a directory
+  husk cp box:/var/log - | tar t         an archive on stdout; from stdin likewise
+
+A destination that is a directory takes the source under its own name; one that
+does not exist becomes the source's new name. A local path with a colon begins
+with / or ./ . Nothing is needed inside the container. Files belong to whoever
+copies them: to the user here, to root in the container.")]
+pub(crate) struct CopyArgs {
+    /// Keep owners, and with them the set-user-id bits
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// Follow a symbolic link that is the source itself
+    #[arg(short = 'L', long)]
+    pub(crate) follow_link: bool,
+    /// Accepted as other tools accept it: nothing is said anyway
+    #[arg(short, long, hide = true)]
+    pub(crate) quiet: bool,
+    /// What is copied: NAME:PATH, a local path, or - for an archive on stdin
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: OsString,
+    /// Where to: NAME:PATH, a local path, or - for an archive on stdout
+    #[arg(value_name = "DESTINATION")]
+    pub(crate) destination: OsString,
 }
 
 /// Show what a detached container has written
@@ -128,7 +183,10 @@ pub(crate) struct RemoveArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
-  husk console box          what the guest's kernel says; Ctrl-] detaches a terminal")]
+  husk console box          what the guest's kernel says; Ctrl-] detaches a terminal
+
+What is typed goes into the guest's serial port. husk's own guest reads nothing
+there and echoes it; husk exec -it runs a shell in the container.")]
 pub(crate) struct ConsoleArgs {
     /// The container's name
     pub(crate) name: String,

@@ -118,7 +118,7 @@ const PROCESS: Field = Object(&[
 const ID_MAPPINGS: Field = List(&Object(&[("containerID", Any), ("hostID", Any), ("size", Any)]));
 
 const LINUX: Field = Object(&[
-    ("namespaces", List(&Object(&[("type", Any), ("path", Text(&[""]))]))),
+    ("namespaces", List(&Object(&[("type", Any), ("path", Any)]))),
     (
         "devices",
         List(&Object(&[

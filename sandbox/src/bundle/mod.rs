@@ -37,6 +37,8 @@ use thiserror::Error;
 
 use crate::confinement::Confinement;
 use crate::hooks::Hooks;
+pub use namespaces::Join;
+pub(crate) use namespaces::OF_THE_SAME_SANDBOX;
 pub use standard::Standard;
 use users::UserError;
 
@@ -62,6 +64,8 @@ pub struct Bundle {
     pub hooks: Hooks,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
+    /// The namespaces of the request that are other containers'.
+    pub joins: Vec<Join>,
     /// The host's policies that are to confine the container.
     pub confinement: Confinement,
 }
@@ -137,15 +141,16 @@ impl Bundle {
 /// The version of the runtime specification whose `config.json` is read and whose documents are written.
 pub const SPEC_VERSION: &str = "1.3.0";
 
-/// Translates the text of a `process` object alone, as it is given for a further process of a container.
+/// Translates the text of a `process` object alone, as it is given for a further process of a container; gives also how
+/// the host is to confine it.
 ///
 /// # Errors
 /// As [`Bundle::load`]; the paths begin with `process`.
-pub fn process(text: &[u8]) -> Result<agent::Process, BundleError> {
+pub fn process(text: &[u8]) -> Result<(agent::Process, Confinement), BundleError> {
     let value: Value = serde_json::from_slice(text).map_err(BundleError::Json)?;
     fields::check(&json!({"process": value}))?;
     let process: Process = serde_json::from_slice(text).map_err(BundleError::Spec)?;
-    process::translate(&process)
+    Ok((process::translate(&process)?, process::confinement(&process)))
 }
 
 /// The set of the capabilities that are named, with or without `CAP_`; bit n is number n (capability.h).

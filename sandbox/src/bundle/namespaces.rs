@@ -9,13 +9,28 @@ use super::BundleError;
 
 /// The most ranges that the kernel takes (`UID_GID_MAP_MAX_EXTENTS`).
 const MAX_RANGES: usize = 340;
+/// What a path can be.
+pub(crate) const OF_THE_SAME_SANDBOX: &str = "/proc/PID/ns/TYPE of the process that stands for a container of the same \
+                                               sandbox is expected: other namespaces are not in the guest";
 /// Nanoseconds of a second.
 const NANOSECONDS: u32 = 1_000_000_000;
 
-/// Translates the namespaces.
-pub(super) fn translate(list: &[LinuxNamespace]) -> Result<Vec<agent::Namespace>, BundleError> {
+/// A namespace that is to be another container's: that for which the process with this id stands on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Join {
+    /// Which of the request's namespaces it is.
+    pub index: usize,
+    /// Its path in `config.json`.
+    pub path: String,
+    /// The process.
+    pub pid: u32,
+}
+
+/// Translates the namespaces; gives also those that are joined.
+pub(super) fn translate(list: &[LinuxNamespace]) -> Result<(Vec<agent::Namespace>, Vec<Join>), BundleError> {
     let mut seen = HashSet::new();
     let mut translated = Vec::new();
+    let mut joins = Vec::new();
     for (index, entry) in list.iter().enumerate() {
         let kind = match entry.typ() {
             LinuxNamespaceType::Mount => namespace::Kind::MOUNT,
@@ -34,6 +49,9 @@ pub(super) fn translate(list: &[LinuxNamespace]) -> Result<Vec<agent::Namespace>
                 expected: "each type may stand once",
             });
         }
+        if let Some(path) = entry.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+            joins.push(join(index, kind, &path.to_string_lossy())?);
+        }
         translated.push(agent::Namespace {
             kind: kind.into(),
             ..Default::default()
@@ -45,7 +63,42 @@ pub(super) fn translate(list: &[LinuxNamespace]) -> Result<Vec<agent::Namespace>
             fault: "has no mount namespace, without which husk makes no container",
         });
     }
-    Ok(translated)
+    Ok((translated, joins))
+}
+
+/// The process that a path names, `/proc/PID/ns/TYPE`: a namespace of a container has no other name on the host.
+fn join(index: usize, kind: namespace::Kind, path: &str) -> Result<Join, BundleError> {
+    let refuse = |expected| {
+        Err(BundleError::Value {
+            path: format!("linux.namespaces[{index}].path"),
+            value: path.into(),
+            expected,
+        })
+    };
+    let file = match kind {
+        // The root is mounted in a new mount namespace, and a new user namespace owns all the others.
+        namespace::Kind::MOUNT => return refuse("a mount namespace is always a new one"),
+        namespace::Kind::USER => return refuse("a user namespace is always a new one"),
+        namespace::Kind::PID => "pid",
+        namespace::Kind::IPC => "ipc",
+        namespace::Kind::UTS => "uts",
+        namespace::Kind::NETWORK => "net",
+        namespace::Kind::CGROUP => "cgroup",
+        namespace::Kind::TIME => "time",
+        namespace::Kind::UNKNOWN => "",
+    };
+    let process = path.strip_prefix("/proc/").and_then(|rest| rest.split_once("/ns/"));
+    let pid = process
+        .filter(|(_, name)| *name == file)
+        .and_then(|(pid, _)| pid.parse().ok());
+    match pid {
+        Some(pid) => Ok(Join {
+            index,
+            path: path.into(),
+            pid,
+        }),
+        None => refuse(OF_THE_SAME_SANDBOX),
+    }
 }
 
 /// Whether there is a namespace of this kind.

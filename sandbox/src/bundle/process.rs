@@ -6,6 +6,7 @@ use husk_protocol::agent;
 use oci_spec::runtime::{LinuxPersonality, LinuxPersonalityDomain, PosixRlimit, PosixRlimitType, Process};
 
 use super::{BundleError, capabilities, schedule};
+use crate::confinement::Confinement;
 
 /// Translates the container's first process.
 pub(super) fn translate(process: &Process) -> Result<agent::Process, BundleError> {
@@ -66,6 +67,16 @@ pub(super) fn translate(process: &Process) -> Result<agent::Process, BundleError
         final_cpus: schedule::cpus("final", affinity.and_then(|cpus| cpus.cpu_affinity_final().as_ref()))?,
         ..Default::default()
     })
+}
+
+/// How the host is to confine the process; empty texts ask for nothing.
+pub(super) fn confinement(process: &Process) -> Confinement {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    Confinement {
+        apparmor_profile: given(process.apparmor_profile()),
+        selinux_label: given(process.selinux_label()),
+        mount_label: None,
+    }
 }
 
 /// What personality(2) takes (`linux/personality.h`).

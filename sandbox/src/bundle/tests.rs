@@ -52,6 +52,17 @@ fn refusal(pointer: &str, value: Value) -> String {
 }
 
 #[test]
+fn a_namespace_of_another_container_is_named_by_a_process() {
+    let mut spec = minimal();
+    spec["linux"]["namespaces"] = json!([
+        {"type": "mount", "path": ""}, {"type": "uts", "path": "/proc/42/ns/uts"}, {"type": "network", "path": "/proc/7/ns/net"},
+    ]);
+    let joins = parse(&spec).unwrap().joins;
+    let found: Vec<_> = joins.iter().map(|join| (join.index, join.pid)).collect();
+    assert_eq!(found, [(1, 42), (2, 7)]);
+}
+
+#[test]
 fn a_whole_configuration_is_translated() {
     let Bundle { root, request, .. } = parse(&minimal()).unwrap();
     assert_eq!(root, Path::new("/bundle/rootfs"));
@@ -230,11 +241,6 @@ fn fields_that_are_not_honoured_are_named() {
             "process.scheduler.policy",
         ),
         (
-            "/linux/namespaces/-",
-            json!({"type": "ipc", "path": "/proc/1/ns/ipc"}),
-            "linux.namespaces[3].path",
-        ),
-        (
             "/linux/devices/-",
             json!({"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}),
             "linux.devices[1]",
@@ -281,6 +287,21 @@ fn values_out_of_range_are_named() {
         ("/hostname", json!("h".repeat(65)), "hostname"),
         ("/linux/namespaces", json!([{"type": "mount"}]), "hostname"),
         ("/linux/namespaces", json!([{"type": "pid"}]), "linux.namespaces"),
+        (
+            "/linux/namespaces/-",
+            json!({"type": "ipc", "path": "/run/ipcns/shared"}),
+            "linux.namespaces[3].path",
+        ),
+        (
+            "/linux/namespaces/-",
+            json!({"type": "ipc", "path": "/proc/1/ns/net"}),
+            "linux.namespaces[3].path",
+        ),
+        (
+            "/linux/namespaces/-",
+            json!({"type": "user", "path": "/proc/1/ns/user"}),
+            "linux.namespaces[3].path",
+        ),
         (
             "/linux/namespaces/-",
             json!({"type": "pid"}),

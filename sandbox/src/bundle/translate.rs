@@ -30,7 +30,7 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
     let root_path = dir.join(root.path());
     let process = spec.process().as_ref().ok_or(BundleError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(BundleError::Missing("linux"))?;
-    let namespaces = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
+    let (namespaces, joins) = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
     let hooks = match spec.hooks() {
         Some(hooks) => hooks::translate(hooks)?,
         None => hooks::Translated::default(),
@@ -78,10 +78,10 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
         annotations,
         hooks: hooks.host,
         request,
+        joins,
         confinement: Confinement {
-            apparmor_profile: given(process.apparmor_profile().as_ref()),
-            selinux_label: given(process.selinux_label().as_ref()),
-            mount_label: given(linux.mount_label().as_ref()),
+            mount_label: linux.mount_label().clone().filter(|label| !label.is_empty()),
+            ..process::confinement(process)
         },
     })
 }
@@ -105,11 +105,6 @@ fn cgroup_path(linux: &Linux) -> Result<String, BundleError> {
         fault: "is not UTF-8",
     })?;
     resources::cgroup_path(path)
-}
-
-/// A text that says something.
-fn given(text: Option<&String>) -> Option<String> {
-    text.filter(|text| !text.is_empty()).cloned()
 }
 
 /// Whether a version (semver.org) is of the specification's first major one, in which nothing changes its meaning.

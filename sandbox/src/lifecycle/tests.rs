@@ -1,4 +1,5 @@
 use super::*;
+use crate::confinement::Confinement;
 use crate::rundir::{RunDir, State};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -17,6 +18,7 @@ fn sandbox(dir: &tempfile::TempDir, kept: bool) -> (RunRoot, RunDir) {
         console: false,
         containers: Vec::new(),
         cgroup: None,
+        confinement: Confinement::default(),
         kept,
         exit: None,
     };

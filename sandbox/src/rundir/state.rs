@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::confinement::Confinement;
 use crate::hooks::Hooks;
 use husk_protocol::agent;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,9 @@ pub struct State {
     /// The cgroup on the host that it is in, if it has one of its own.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// The host's policies that confine its machine, and so everything in it.
+    #[serde(default)]
+    pub confinement: Confinement,
     /// Whether its directory stays when it has ended, until somebody removes it.
     #[serde(default)]
     pub kept: bool,

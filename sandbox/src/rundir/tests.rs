@@ -4,6 +4,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use proptest::prelude::*;
 
 use super::*;
+use crate::confinement::Confinement;
 
 fn root(dir: &tempfile::TempDir) -> RunRoot {
     RunRoot::open(&dir.path().join("run")).unwrap()
@@ -20,6 +21,7 @@ fn state(name: &str) -> State {
         console: false,
         containers: Vec::new(),
         cgroup: None,
+        confinement: Confinement::default(),
         kept: false,
         exit: None,
     }

@@ -9,6 +9,7 @@ mod pax;
 mod sparse;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::io::{self, Read};
 
@@ -18,9 +19,10 @@ use header::Header;
 pub use header::Type;
 use pax::Records;
 pub use sparse::Segment;
+pub use write::Writer;
 
 /// Bytes in a record, the unit of the format.
-pub(crate) const RECORD: usize = 512;
+pub const RECORD: usize = 512;
 /// The longest extension header that is read, in bytes; the same as other readers take.
 const MAX_EXTENSION: u64 = 1 << 20;
 

@@ -1,0 +1,156 @@
+//! The containers of a sandbox: what its owner does with them.
+
+use std::time::Duration;
+
+use husk_protocol::agent::{CreateRequest, WaitResponse};
+
+use super::{Sandbox, SandboxError, lock};
+use crate::bundle::users;
+use crate::bundle::{Bundle, Join};
+use crate::guest::{self, ProcessId, Streams};
+use crate::hooks::{self, Hooks, Subject};
+use crate::rundir::{Container, ContainerProcess};
+
+/// A container's hooks, and what they are told.
+#[derive(Clone)]
+pub(super) struct Attended {
+    pub(super) hooks: Hooks,
+    pub(super) subject: Subject,
+    /// The longest that its hooks in the guest may take at its start.
+    start: Duration,
+}
+
+impl Sandbox {
+    /// Creates a container up to the point before its first process executes; gives the streams of that.
+    ///
+    /// # Errors
+    /// What is wrong with the container; the machine has ended.
+    pub fn create(&self, name: &str, bundle: Bundle, disk: String, stdin: bool) -> Result<Streams, SandboxError> {
+        let Bundle {
+            root,
+            dir,
+            annotations,
+            hooks,
+            mut request,
+            joins,
+            confinement,
+            // The machine is there.
+            machine: _,
+        } = bundle;
+        if confinement != self.confinement {
+            return Err(SandboxError::Confinement);
+        }
+        self.join(&mut request, &joins)?;
+        let subject = Subject {
+            id: name.into(),
+            pid: std::process::id(),
+            bundle: dir.clone().unwrap_or_else(|| root.clone()),
+            annotations,
+        };
+        for (hooks, status) in [
+            (&mut request.create_hooks, "creating"),
+            (&mut request.start_hooks, "created"),
+        ] {
+            if let Some(hooks) = hooks.as_mut() {
+                (hooks.before_pid, hooks.after_pid) = hooks::state_around_pid(&subject, status);
+            }
+        }
+        lock(&self.attended).push(Attended {
+            hooks: hooks.clone(),
+            subject: subject.clone(),
+            start: guest::time_of(request.start_hooks.as_ref()),
+        });
+        let guest = self.guest()?;
+        request.container = name.into();
+        request.root.mut_or_insert_default().disk = disk;
+        let process = request.process.mut_or_insert_default();
+        users::add_home(&root, process)?;
+        let stdio = process.stdio.mut_or_insert_default();
+        let streams = guest.streams(stdio, stdin).map_err(|error| self.explain(error))?;
+        self.timeline.reach("streams connected");
+        hooks.run_create(&subject)?;
+        guest.create(&request).map_err(|error| self.explain(error))?;
+        self.timeline.reach("container created");
+        let mut state = lock(&self.state);
+        state.containers.push(Container {
+            name: name.into(),
+            root,
+            bundle: dir,
+            annotations: subject.annotations,
+            hooks,
+            start_hooks_s: guest::time_of(request.start_hooks.as_ref()).as_secs(),
+            process: ContainerProcess::from(&*request.process),
+        });
+        self.dir.write_state(&state)?;
+        Ok(streams)
+    }
+
+    /// Names the containers whose namespaces a new one is to have. The process that stands for them is this one, and with
+    /// it the first of them is meant: a pod's own.
+    fn join(&self, request: &mut CreateRequest, joins: &[Join]) -> Result<(), SandboxError> {
+        let first = lock(&self.state).containers.first().map(|first| first.name.clone());
+        for join in joins {
+            let own = first.as_ref().filter(|_| join.pid == std::process::id());
+            match (own, request.namespaces.get_mut(join.index)) {
+                (Some(first), Some(namespace)) => namespace.container.clone_from(first),
+                _ => {
+                    return Err(SandboxError::Namespace {
+                        index: join.index,
+                        path: join.path.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a container's first process execute; gives the guest's time of it.
+    ///
+    /// # Errors
+    /// The command cannot be executed; the machine has ended.
+    pub fn start(&self, process: &ProcessId) -> Result<u64, SandboxError> {
+        let attended = match process.exec.as_str() {
+            "" => self.attended(&process.container),
+            _ => None,
+        };
+        let time = attended.as_ref().map_or(Duration::ZERO, |attended| attended.start);
+        let started = self.guest()?.start_with_hooks(process, time);
+        let started = started.map_err(|error| self.explain(error))?;
+        self.timeline.reach("process started");
+        if let Some(attended) = attended {
+            self.run_poststart(process, &attended)?;
+        }
+        Ok(started)
+    }
+
+    /// Runs the hooks that follow a container's start; the container ends when one fails.
+    fn run_poststart(&self, process: &ProcessId, attended: &Attended) -> Result<(), SandboxError> {
+        let result = attended.hooks.run_poststart(&attended.subject);
+        if result.is_err() {
+            // It may have ended by itself.
+            if let Err(error) = self.guest()?.kill(process, libc::SIGKILL.cast_unsigned(), false) {
+                tracing::debug!(%error, "the container of a failed hook is not killed");
+            }
+        }
+        Ok(result?)
+    }
+
+    /// What attends a container.
+    fn attended(&self, container: &str) -> Option<Attended> {
+        let attended = lock(&self.attended);
+        attended
+            .iter()
+            .find(|attended| attended.subject.id == container)
+            .cloned()
+    }
+
+    /// Waits until a process has exited.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn wait(&self, process: &ProcessId) -> Result<WaitResponse, SandboxError> {
+        let exit = self.guest()?.wait(process).map_err(|error| self.explain(error))?;
+        self.timeline.reach("exit reported");
+        Ok(exit)
+    }
+}
