@@ -8,13 +8,14 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use husk_sandbox::guest::{Guest, ProcessId};
 use husk_sandbox::keeper;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, fork, pipe2, setsid};
 use serde::{Deserialize, Serialize};
@@ -209,6 +210,31 @@ pub(crate) fn forward(guest: Arc<Guest>, process: ProcessId, terminal: Option<Ow
     };
     thread::Builder::new().name("forwarder".into()).spawn(pass_on)?;
     Ok(())
+}
+
+/// Does `work` in a thread of its own while this process, which is its main thread to others, goes into a new and empty
+/// network namespace: who brings the container's process a network by its pid, as docker's hook does, changes that and not
+/// the host's. `work`, and with it every hook, stays in the host's; what it is given waits until the process has moved.
+///
+/// Without the right to make one the process stays where it is: nobody could bring it a network either.
+///
+/// # Errors
+/// A thread cannot be started.
+pub(crate) fn in_network_namespace<T: Send>(work: impl FnOnce(Box<dyn FnOnce() + Send>) -> T + Send) -> Result<T> {
+    let (moved, stands) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let wait = Box::new(move || {
+            // A sender that is gone has moved too.
+            let _ = stands.recv();
+        });
+        let worker = thread::Builder::new().name("owner".into());
+        let worker = worker.spawn_scoped(scope, move || work(wait))?;
+        if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
+            tracing::debug!(%errno, "the monitor has no network namespace of its own");
+        }
+        drop(moved);
+        worker.join().map_err(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Whether a stream can be read by a process in another session: a terminal cannot.

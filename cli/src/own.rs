@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
+use husk_sandbox::agent::namespace::Kind;
 use husk_sandbox::bundle::Bundle;
 use husk_sandbox::guest::ProcessId;
 use husk_sandbox::host_cgroup;
@@ -79,9 +80,24 @@ pub(crate) fn own(charge: Charge, stdio: Stdio, report: &mut Report) -> Result<u
         host_cgroup::enter(cgroup)?;
     }
     monitor::log_to(&short_path(dir.dir(), OWNER_LOG))?;
+    check_terminal(charge.bundle.request.process.stdio.terminal, &charge.streams)?;
+    match has_new_network(&charge.bundle) {
+        true => monitor::in_network_namespace(|stands| live(charge, dir, stdio, report, stands))?,
+        false => live(charge, dir, stdio, report, || ()),
+    }
+}
+
+/// Whether the container has a network namespace that is nobody else's.
+fn has_new_network(bundle: &Bundle) -> bool {
+    let network = Kind::NETWORK.into();
+    let mut namespaces = bundle.request.namespaces.iter();
+    namespaces.any(|namespace| namespace.kind == network && namespace.container.is_empty())
+}
+
+/// From an empty run directory on. `stands` returns when this process is what it is to be for others.
+fn live(charge: Charge, dir: RunDir, stdio: Stdio, report: &mut Report, stands: impl FnOnce()) -> Result<u8> {
     let log = dir.dir().try_clone().context("no descriptor is left")?;
     let terminal = charge.bundle.request.process.stdio.terminal;
-    check_terminal(terminal, &charge.streams)?;
     let mut owned = Owned::make(&charge, dir)?;
     let (ends, console) = match &charge.streams {
         StreamChoice::Caller => (caller_ends(stdio)?, None),
@@ -98,6 +114,8 @@ pub(crate) fn own(charge: Charge, stdio: Stdio, report: &mut Report) -> Result<u
             (Ends { stdin, stdout, stderr }, None)
         }
     };
+    // Hooks look at it.
+    stands();
     let relay = owned.create(charge.bundle, charge.disk, ends, terminal)?;
     let guest = owned.sandbox.guest()?;
     monitor::forward(guest, owned.process.clone(), console)?;

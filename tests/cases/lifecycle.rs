@@ -428,3 +428,29 @@ fn hooks_follow_a_container_from_creation_to_deletion() {
     container.delete();
     assert!(told().ends_with("stop \"status\":\"stopped\"\n"), "{}", told());
 }
+
+#[test]
+fn what_brings_a_network_by_the_pid_does_not_reach_the_hosts() {
+    let host = Host::new();
+    let log = host.scratch().join("namespaces");
+    // As docker's daemon does in its hook: the process of the state, and the namespace that it stands for.
+    let script = format!(
+        "pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); readlink /proc/self/ns/net /proc/$pid/ns/net > {0}; \
+         nsenter --net=/proc/$pid/ns/net ip link add husk-e2e-dummy type veth >> {0} 2>&1",
+        log.display()
+    );
+    let hook =
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}]);
+    let bundle = Bundle::of_script(&host, busybox(), "exit 0").with("/hooks", json!({"prestart": hook}));
+    let container = Container::create(&host, &bundle, "apart");
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    let told = fs::read_to_string(&log).unwrap();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 2, "{told}");
+    assert_eq!(lines[0], own.to_str().unwrap(), "a hook is in the host's namespace");
+    assert_ne!(lines[1], lines[0], "the container's process is not");
+    container.husk("start").exits(0);
+    assert_eq!(container.wait(), 0);
+    // The test's own check finds a link that has come to the host.
+    container.delete();
+}
