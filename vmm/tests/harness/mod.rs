@@ -180,6 +180,11 @@ impl Owned {
         Client::connect(&self.control_path)
     }
 
+    /// The process's number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn request(&self, request: &Request) -> Response {
         self.control().request(request)
     }
