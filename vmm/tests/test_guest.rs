@@ -41,7 +41,7 @@ fn disks_are_read_and_written_whole() {
     let guest = Guest::start(setup, orders);
     guest.go();
     let (page, report, _) = guest.finish();
-    assert_eq!(report.end, End::Shutdown);
+    assert_eq!(report.end, End::Shutdown, "{}", bare::describe(&page));
     let expected = checksum::bytes(0, &data);
     assert_eq!(page.results[1].checksum, expected);
     assert_eq!(page.results[2].checksum, expected);
