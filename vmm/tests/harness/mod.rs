@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -183,6 +183,12 @@ impl Owned {
     /// The process's number.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether the machine has said its last word, or has gone without one.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(self.report.as_ref().unwrap().as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
     }
 
     pub(crate) fn request(&self, request: &Request) -> Response {
