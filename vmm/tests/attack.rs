@@ -10,9 +10,10 @@ mod bare;
 mod harness;
 
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -35,6 +36,9 @@ const DESCRIPTORS: usize = 16;
 /// The same where the guest may open connections: 1,024 of them, with their windows.
 const PRIVATE_WITH_STREAMS: u64 = 80 << 10;
 const DESCRIPTORS_WITH_STREAMS: usize = 1100;
+
+/// What a guest can make its machine monitor say, in bytes: what the log takes, its last line included.
+const LOG: u64 = (1 << 20) + 100;
 
 /// One at a time: what is measured is theirs alone, and two cores are enough.
 static TURN: Mutex<()> = Mutex::new(());
@@ -150,6 +154,8 @@ impl<'a> Assault<'a> {
             Some(file(&vec![0; 1 << 20])),
         );
         setup.vcpus.count = self.vcpus;
+        let log = file(b"");
+        setup.log = Some(log.try_clone().unwrap());
         let mended = "+blk-read disk=0 count=256 +rng count=10";
         let guest = Guest::start(setup, &format!("{} {mended} +idle", self.orders));
         let start = Holdings::of(guest.machine.pid());
@@ -165,6 +171,7 @@ impl<'a> Assault<'a> {
             seen
         });
         eprintln!("{}: {:?}, at most {most:?}", self.orders, &page.results[1..6]);
+        eprintln!("the machine's last words: {}", last_words(&log));
         assert_eq!(page.state, state::DONE, "{}", describe(&page));
         let (private, descriptors) = match self.streams {
             true => (PRIVATE_WITH_STREAMS, DESCRIPTORS_WITH_STREAMS),
@@ -183,6 +190,7 @@ impl<'a> Assault<'a> {
         );
         let (report, _) = guest.machine.end();
         assert_eq!(report.end, End::Stopped);
+        assert!(log.metadata().unwrap().len() <= LOG);
         check_neighbour(honest, &data);
         page.results[1..done - 2].to_vec()
     }
@@ -202,6 +210,14 @@ impl<'a> Assault<'a> {
             thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// The end of a log.
+fn last_words(log: &File) -> String {
+    let mut tail = vec![0; 1000];
+    let start = log.metadata().unwrap().len().saturating_sub(1000);
+    let length = log.read_at(&mut tail, start).unwrap();
+    String::from_utf8_lossy(&tail[..length]).into_owned()
 }
 
 /// The owner is answered, and the machine can be paused.

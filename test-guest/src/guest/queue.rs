@@ -15,8 +15,10 @@ pub(super) const WRITE: u16 = 2;
 /// The buffer is a table of descriptors.
 pub(super) const INDIRECT: u16 = 4;
 
-const AVAILABLE: u64 = 0x4000;
-const USED: u64 = 0x8000;
+/// Where the available ring lies in the queue's room.
+pub(super) const AVAILABLE: u64 = 0x4000;
+/// Where the used ring lies in the queue's room.
+pub(super) const USED: u64 = 0x8000;
 /// The available ring's flag: no interrupts.
 const NO_INTERRUPT: u16 = 1;
 /// The used ring's flag: no notifications.

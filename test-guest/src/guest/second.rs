@@ -8,6 +8,7 @@ use husk_test_guest::report::Reason;
 
 use super::attack::address;
 use super::memory::{copy, write16, write32, write64};
+use super::queue::{AVAILABLE, USED};
 use super::{Failure, machine, wait};
 
 /// Registers of the local interrupt controller.
@@ -20,8 +21,8 @@ const STARTUP: u32 = 0x4600;
 /// The second processor's identifier, where the command register has it.
 const DESTINATION: u32 = 1 << 24;
 
-/// The words of a table of 1,024 descriptors; an address is in every second of them.
-const DESCRIPTOR_WORDS: u64 = 2 * 1024;
+/// The descriptors that the attack uses.
+const DESCRIPTORS: u64 = 32;
 
 unsafe extern "C" {
     static trampoline: u8;
@@ -29,9 +30,8 @@ unsafe extern "C" {
 }
 
 static ALIVE: AtomicU64 = AtomicU64::new(0);
-/// The address to write around; zero: nothing.
+/// The queue's room to write to; zero: none.
 static TARGET: AtomicU64 = AtomicU64::new(0);
-static LENGTH: AtomicU64 = AtomicU64::new(0);
 static MEMORY_END: AtomicU64 = AtomicU64::new(0);
 /// Counts the writes.
 static WRITES: AtomicU64 = AtomicU64::new(0);
@@ -46,19 +46,30 @@ pub(super) fn run() -> ! {
             core::hint::spin_loop();
             continue;
         }
-        let length = LENGTH.load(Ordering::SeqCst);
-        let word = random.below(length / 8);
-        let place = target + 8 * word;
-        if word < DESCRIPTOR_WORDS && word.is_multiple_of(2) {
-            write64(place, address(&mut random, MEMORY_END.load(Ordering::SeqCst)));
-        } else {
-            match random.below(3) {
-                0 => write64(place, random.next()),
-                1 => write32(place + 4 * random.below(2), random.next_u32()),
-                _ => write16(place + 2 * random.below(4), random.next_u16() & 0x1f),
+        match random.below(8) {
+            0 => scribble(&mut random, target + AVAILABLE),
+            1 => scribble(&mut random, target + USED),
+            2 => scribble(&mut random, target),
+            _ => {
+                let end = MEMORY_END.load(Ordering::SeqCst);
+                let descriptor = target + 16 * random.below(DESCRIPTORS);
+                write64(descriptor, address(&mut random, end));
+                write16(descriptor + 12 + 2 * random.below(2), random.next_u16() & 0x1f);
             }
         }
         WRITES.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// One write to the first words of a structure; to those of a descriptor table only lengths, flags and successors.
+fn scribble(random: &mut Random, place: u64) {
+    let word = place + 16 * random.below(8) + 8;
+    match random.below(4) {
+        0 => write64(word, random.next()),
+        1 => write32(word, random.next_u32()),
+        2 => write16(word + 2 * random.below(4), random.next_u16() & 0x1f),
+        // A ring's flags and its index; of a table, the lowest bits of an address, which do not lead to the image.
+        _ => write16(place + 2 * random.below(2), random.next_u16() & 0x1f),
     }
 }
 
@@ -79,10 +90,9 @@ pub(super) fn start() -> Result<(), Failure> {
     wait(|| (ALIVE.load(Ordering::SeqCst) != 0).then_some(())).map_err(|_| Failure::new(Reason::Processor, 1))
 }
 
-/// Lets the second processor write to this range of whole words, which begins with a descriptor table.
-pub(super) fn disturb(target: u64, length: u64, memory_end: u64) {
+/// Lets the second processor write to the queue whose room begins here.
+pub(super) fn disturb(target: u64, memory_end: u64) {
     MEMORY_END.store(memory_end, Ordering::SeqCst);
-    LENGTH.store(length, Ordering::SeqCst);
     TARGET.store(target, Ordering::SeqCst);
 }
 

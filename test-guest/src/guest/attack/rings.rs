@@ -1,6 +1,6 @@
 //! What lies in memory: descriptors, rings and tables; while the device works, too.
 
-use husk_test_guest::layout::{BUFFERS, QUEUE_ROOM};
+use husk_test_guest::layout::BUFFERS;
 
 use super::super::machine::ticks;
 use super::super::memory::write16;
@@ -176,9 +176,16 @@ impl Attack<'_> {
         while fresh > 0 {
             let features = self.features();
             let queues = self.start(features)?;
-            let index = usize::try_from(self.random.below(self.queue_count().into())).unwrap_or(0);
+            // Of a socket's queues mostly the one that is read without more ado.
+            let most = u64::from(self.queue_count());
+            let index = if self.random.once_in(4) {
+                self.random.below(most)
+            } else {
+                most / 2
+            };
+            let index = usize::try_from(index).unwrap_or(0);
             let Some(mut queue) = queues[index] else { break };
-            second::disturb(queue.descriptors(), QUEUE_ROOM, self.machine.memory_end);
+            second::disturb(queue.descriptors(), self.machine.memory_end);
             for _ in 0..16 {
                 for slot in 0..8 {
                     let head = self.request(index, &queue, slot);
