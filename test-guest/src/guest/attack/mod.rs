@@ -18,8 +18,10 @@ use super::queue::Queue;
 use super::virtio::{BLOCK, Device, ENTROPY, INDIRECT_DESC, Machine, SOCKET, VERSION_1};
 use super::{Failure, page};
 
-/// How long a device may take before the attack goes on, in ticks: a fraction of a millisecond.
+/// How long the attack waits before it asks a device how it is, in ticks: a fraction of a millisecond.
 const PAUSE: u64 = 500_000;
+/// How often it asks before it goes on: some attacks are answered by nothing.
+const PAUSES: u32 = 8;
 /// Of the devices that are attacked none has more queues.
 const MOST_QUEUES: usize = 3;
 /// Flag of virtio: the driver wants interrupts and notifications by index.
@@ -94,22 +96,30 @@ impl Attack<'_> {
         VERSION_1 | transport | self.random.next() & 0xff_ffff
     }
 
-    /// Gives the device a moment to do something with a queue, and counts what it did.
-    fn settle(&mut self, queue: &Queue) {
+    /// Gives the device time to do something with a queue, and counts what it did. Returns whether it asks for a reset.
+    fn settle(&mut self, queue: &Queue) -> bool {
         self.outcome.operations += 1;
         page::pulse();
         let used = queue.used_ring() + 2;
         let before = read16(used);
-        let start = ticks();
-        while ticks() - start < PAUSE && read16(used) == before {
-            core::hint::spin_loop();
+        let mut broken = false;
+        for _ in 0..PAUSES {
+            let start = ticks();
+            while ticks() - start < PAUSE && read16(used) == before {
+                core::hint::spin_loop();
+            }
+            broken = self.device.needs_reset();
+            if broken || read16(used) != before {
+                break;
+            }
         }
         let completed = read16(used).wrapping_sub(before);
         // A used ring that lies somewhere else counts what it likes.
         if completed <= queue.size {
             self.outcome.completed += u64::from(completed);
         }
-        self.outcome.needs_reset += u64::from(self.device.needs_reset());
+        self.outcome.needs_reset += u64::from(broken);
+        broken
     }
 }
 

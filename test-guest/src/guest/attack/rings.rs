@@ -12,6 +12,8 @@ use super::{Attack, address, length};
 
 /// Where indirect tables lie: behind the buffers of the requests.
 const TABLES: u64 = BUFFERS + 0x80_0000;
+/// The longest delay before a reset, in ticks.
+const DELAY: u64 = 1_000_000;
 /// The longest table: 65,535 descriptors.
 const LONGEST: u32 = 0xffff;
 
@@ -26,8 +28,7 @@ impl Attack<'_> {
                 let Some(mut queue) = queues[index] else { continue };
                 self.chain(index, &mut queue);
                 self.device.kick(u32::try_from(index).unwrap_or(0));
-                self.settle(&queue);
-                if self.device.needs_reset() {
+                if self.settle(&queue) {
                     break;
                 }
             }
@@ -149,7 +150,7 @@ impl Attack<'_> {
                 }
                 self.device.kick(u32::try_from(index).unwrap_or(0));
             }
-            let (start, delay) = (ticks(), self.random.below(PAUSES));
+            let (start, delay) = (ticks(), self.random.below(DELAY));
             while ticks() - start < delay {
                 core::hint::spin_loop();
             }
@@ -193,8 +194,7 @@ impl Attack<'_> {
                 }
                 self.device.kick(u32::try_from(index).unwrap_or(0));
                 fresh = fresh.saturating_sub(1);
-                self.settle(&queue);
-                if self.device.needs_reset() {
+                if self.settle(&queue) {
                     break;
                 }
             }
@@ -203,6 +203,3 @@ impl Attack<'_> {
         Ok(())
     }
 }
-
-/// The longest delay before a reset, in ticks.
-const PAUSES: u64 = 1_000_000;
