@@ -65,7 +65,7 @@ pub(super) fn run() -> ! {
 fn scribble(random: &mut Random, place: u64) {
     let word = place + 16 * random.below(8) + 8;
     match random.below(4) {
-        0 => write64(word, random.next()),
+        0 => write64(word, random.number()),
         1 => write32(word, random.next_u32()),
         2 => write16(word + 2 * random.below(4), random.next_u16() & 0x1f),
         // A ring's flags and its index; of a table, the lowest bits of an address, which do not lead to the image.

@@ -93,7 +93,7 @@ impl Attack<'_> {
         let transport = self
             .random
             .one_of(&[0, INDIRECT_DESC, EVENT_IDX, INDIRECT_DESC | EVENT_IDX], 0);
-        VERSION_1 | transport | self.random.next() & 0xff_ffff
+        VERSION_1 | transport | self.random.number() & 0xff_ffff
     }
 
     /// Gives the device time to do something with a queue, and counts what it did. Returns whether it asks for a reset.
@@ -131,7 +131,7 @@ pub(super) fn address(random: &mut Random, memory_end: u64) -> u64 {
         2 => memory_end - 4096,
         3 => memory_end + random.below(1 << 40),
         4 => 0xd000_0000 + random.below(0x1000_0000),
-        5 => random.next() | 1 << 40,
+        5 => random.number() | 1 << 40,
         6 | 7 => RINGS + random.below(BUFFERS - RINGS),
         8 => (RINGS + random.below(BUFFERS - RINGS)) & !0xfff,
         _ => BUFFERS + random.below(BUFFERS_END - BUFFERS),

@@ -27,8 +27,8 @@ pub(super) fn packets(order: &Order<'_>, machine: &Machine) -> Result<Outcome, F
             let slot = driver.slot_hearing()?;
             let header = header(&mut random, &known);
             let (from, to) = match random.below(12) {
-                0 => (random.next(), HOST),
-                1 => (driver.cid, random.next()),
+                0 => (random.number(), HOST),
+                1 => (driver.cid, random.number()),
                 _ => (driver.cid, HOST),
             };
             header.write(Driver::place(slot), from, to);

@@ -56,7 +56,7 @@ impl Attack<'_> {
     fn write_somewhere(&mut self) {
         let offset = self.offset();
         let mut value = match self.random.below(4) {
-            0 => self.random.next(),
+            0 => self.random.number(),
             1 => self.random.below(4),
             2 => 1 << self.random.below(32),
             _ => self.random.below(0x1_0000),
