@@ -11,7 +11,7 @@
 //! | `idle` | | halts the processor; nothing comes behind it |
 //! | `off` | | switches the machine off; what happens without any of the two, too |
 //! | `blk-read` | `disk=0 qd=32 size=4096 count=1000 check=1` | reads the disk from its start, around its end |
-//! | `blk-write` | `disk=0 qd=32 size=4096 count=1000 seed=1` | writes [`pattern`](crate::order::pattern) |
+//! | `blk-write` | `disk=0 qd=32 size=4096 count=1000 seed=1` | writes [`pattern`] |
 //! | `rng` | `size=64 count=100` | reads random numbers |
 //! | `vsock-echo` | `port=1024 size=64 count=100` | sends to the host's port and waits for the same back, each time |
 //! | `vsock-stream` | `port=1024 size=4096 count=1000` | sends as fast as the host takes it, then waits for its end |

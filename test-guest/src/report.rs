@@ -36,7 +36,7 @@ pub enum Reason {
     NoDevice = 3,
     /// The device does not take the features or the queues.
     Negotiation = 4,
-    /// The device did not answer within [`PATIENCE`](crate::report::PATIENCE).
+    /// The device did not answer within [`PATIENCE`].
     Silence = 5,
     /// The device answered with an error.
     Refused = 6,

@@ -40,6 +40,9 @@ const DESCRIPTORS_WITH_STREAMS: usize = 1100;
 /// What a guest can make its machine monitor say, in bytes: what the log takes, its last line included.
 const LOG: u64 = (1 << 20) + 100;
 
+/// Few enough for the listener's queue: nobody accepts before the guest's driver is ready.
+const SILENT_CLIENTS: usize = 100;
+
 /// One at a time: what is measured is theirs alone, and two cores are enough.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -127,6 +130,21 @@ fn take_connections(acceptor: &OwnedFd) {
     }
 }
 
+/// Clients of the host that the guest never answers.
+fn silent_clients(machine: &Owned) -> Vec<UnixStream> {
+    let mut clients = Vec::new();
+    for _ in 0..SILENT_CLIENTS {
+        let mut client = UnixStream::connect(&machine.vsock_path).unwrap();
+        // One in two does not even say what it wants.
+        if clients.len() % 2 == 0 {
+            // It may have been closed already, because there are too many.
+            let _ = client.write_all(b"CONNECT 1024\n");
+        }
+        clients.push(client);
+    }
+    clients
+}
+
 /// What an attack is to be like.
 struct Assault<'a> {
     orders: &'a str,
@@ -167,7 +185,13 @@ impl<'a> Assault<'a> {
         let (page, most) = thread::scope(|scope| {
             let acceptor = guest.machine.accept.try_clone().unwrap();
             scope.spawn(move || take_connections(&acceptor));
+            let clients = if self.floods {
+                silent_clients(&guest.machine)
+            } else {
+                Vec::new()
+            };
             let seen = self.watch(&guest);
+            drop(clients);
             answers(&guest.machine);
             assert_eq!(guest.machine.request(&Request::Stop), Response::Done);
             seen

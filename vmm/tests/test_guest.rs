@@ -14,6 +14,7 @@ use bare::{Guest, kernel};
 use harness::{Setup, file, kvm_is_there, wait_readable};
 use husk_test_guest::checksum;
 use husk_test_guest::order::pattern;
+use husk_test_guest::report::{Reason, state};
 use husk_vmm_config::End;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
@@ -113,4 +114,30 @@ fn streams_are_echoed_and_taken() {
     assert_eq!(page.results[2].bytes, 50 * 4096);
     assert_eq!(all.len(), 500 * 4096);
     assert_eq!(page.results[3].checksum, checksum::bytes(0, &all));
+}
+
+#[test]
+fn what_cannot_be_done_is_told_with_the_order_s_number() {
+    if !kvm_is_there() {
+        return;
+    }
+    for (orders, done, reason) in [
+        ("+fly", 1, Reason::UnknownOrder),
+        ("+rng count=1 +rng size=0x", 2, Reason::Option),
+        ("+rng speed=1", 1, Reason::Option),
+        ("+blk-read", 1, Reason::NoDevice),
+        ("+attack-kicks device=2", 1, Reason::NoDevice),
+        ("+vsock-echo port=99", 1, Reason::Refused),
+    ] {
+        let guest = Guest::start(Setup::with_kernel(kernel()), orders);
+        guest.go();
+        let (page, report, _) = guest.end();
+        assert_eq!(page.state, state::FAILED, "{orders}");
+        assert_eq!(
+            (page.done, Reason::from_number(page.reason)),
+            (done, Some(reason)),
+            "{orders}"
+        );
+        assert_eq!(report.end, End::Shutdown, "{orders}");
+    }
 }
