@@ -25,7 +25,7 @@ use husk_test_guest::checksum;
 use husk_test_guest::order::pattern;
 use husk_test_guest::report::{Outcome, Page, state};
 use husk_vmm_config::{End, Request, Response, State};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown, recvmsg, shutdown};
 
 /// An attack may take this long, times the rounds; an owner's request, once.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -145,6 +145,15 @@ fn silent_clients(machine: &Owned) -> Vec<UnixStream> {
     clients
 }
 
+/// Ends [`take_connections`], however a test ends.
+struct Hangup<'a>(&'a OwnedFd);
+
+impl Drop for Hangup<'_> {
+    fn drop(&mut self) {
+        shutdown(self.0.as_raw_fd(), Shutdown::Both).unwrap();
+    }
+}
+
 /// What an attack is to be like.
 struct Assault<'a> {
     orders: &'a str,
@@ -182,8 +191,13 @@ impl<'a> Assault<'a> {
         let guest = Guest::start(setup, &format!("{} {mended} +idle", self.orders));
         let start = Holdings::of(guest.machine.pid());
         guest.go();
+        let witness = Witness {
+            guest: &guest,
+            log: &log,
+        };
         let (page, most) = thread::scope(|scope| {
             let acceptor = guest.machine.accept.try_clone().unwrap();
+            let _end = Hangup(&guest.machine.accept);
             scope.spawn(move || take_connections(&acceptor));
             let clients = if self.floods {
                 silent_clients(&guest.machine)
@@ -197,7 +211,7 @@ impl<'a> Assault<'a> {
             seen
         });
         eprintln!("{}: {:?}, at most {most:?}", self.orders, &page.results[1..6]);
-        eprintln!("the machine's last words: {}", last_words(&log));
+        drop(witness);
         assert_eq!(page.state, state::DONE, "{}", describe(&page));
         let (private, descriptors) = match self.floods {
             true => (PRIVATE_WITH_STREAMS, DESCRIPTORS_WITH_STREAMS),
@@ -239,6 +253,19 @@ impl<'a> Assault<'a> {
             thread::sleep(Duration::from_millis(20));
         }
         unreachable!("it returns or asserts")
+    }
+}
+
+/// Tells what is known of a machine when a test fails.
+struct Witness<'a> {
+    guest: &'a Guest,
+    log: &'a File,
+}
+
+impl Drop for Witness<'_> {
+    fn drop(&mut self) {
+        eprintln!("the guest: {}", describe(&self.guest.page()));
+        eprintln!("the machine's last words: {}", last_words(self.log));
     }
 }
 

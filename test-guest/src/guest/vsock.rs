@@ -119,14 +119,15 @@ impl Driver {
         wait(|| self.try_slot())
     }
 
-    /// The same, hearing what the host says meanwhile: it may not listen before it was heard.
-    pub(super) fn slot_hearing(&mut self) -> Result<u16, Failure> {
+    /// The same, hearing what the host says meanwhile: it may not listen before it was heard. `None` if the device asks
+    /// for a reset; then it does not listen any more.
+    pub(super) fn slot_hearing(&mut self) -> Result<Option<u16>, Failure> {
         wait(|| {
-            let slot = self.try_slot();
-            if slot.is_none() {
-                self.receive(|_, _| ());
+            if let Some(slot) = self.try_slot() {
+                return Some(Some(slot));
             }
-            slot
+            self.receive(|_, _| ());
+            self.device.needs_reset().then_some(None)
         })
     }
 

@@ -20,11 +20,9 @@ pub(super) fn packets(order: &Order<'_>, machine: &Machine) -> Result<Outcome, F
         let mut driver = Driver::start(machine)?;
         let mut known = [1024; 8];
         for _ in 0..LIFE {
-            if driver.device.needs_reset() {
-                outcome.needs_reset += 1;
+            let Some(slot) = driver.slot_hearing()? else {
                 break;
-            }
-            let slot = driver.slot_hearing()?;
+            };
             let header = header(&mut random, &known);
             let (from, to) = match random.below(12) {
                 0 => (random.number(), HOST),
@@ -49,7 +47,11 @@ pub(super) fn packets(order: &Order<'_>, machine: &Machine) -> Result<Outcome, F
                 known[place] = port;
             }
             page::pulse();
+            if driver.device.needs_reset() {
+                break;
+            }
         }
+        outcome.needs_reset += u64::from(driver.device.needs_reset());
     }
     Ok(outcome)
 }
@@ -101,7 +103,9 @@ pub(super) fn flood(order: &Order<'_>, machine: &Machine) -> Result<Outcome, Fai
     let mut outcome = Outcome::default();
     let mut driver = Driver::start(machine)?;
     for number in 0..count {
-        let slot = driver.slot_hearing()?;
+        let Some(slot) = driver.slot_hearing()? else {
+            return Err(Failure::new(Reason::Refused, number));
+        };
         let header = Header {
             source: u32::try_from(10_000 + number).unwrap_or(u32::MAX),
             destination: port,
@@ -119,10 +123,6 @@ pub(super) fn flood(order: &Order<'_>, machine: &Machine) -> Result<Outcome, Fai
             while driver.receive(|_, _| ()).is_some() {
                 outcome.completed += 1;
             }
-        }
-        if number % 256 == 0 && driver.device.needs_reset() {
-            outcome.needs_reset += 1;
-            driver = Driver::start(machine)?;
         }
     }
     Ok(outcome)
