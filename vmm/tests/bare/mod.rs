@@ -110,12 +110,17 @@ impl Guest {
 
 /// What a page says, for a person.
 pub(crate) fn describe(page: &Page) -> String {
-    let reason = Reason::from_number(page.reason);
-    let head = Page {
-        results: Default::default(),
-        ..*page
-    };
-    format!("order {}: {reason:?}; {head:x?}", page.done)
+    let Page {
+        state,
+        done,
+        reason,
+        detail,
+        pulse,
+        fault,
+        ..
+    } = page;
+    let why = Reason::from_number(*reason);
+    format!("state {state}, order {done}, {why:?} ({detail:#x}), pulse {pulse}, fault {fault:x?}")
 }
 
 /// The memory of the guest that this process runs.
