@@ -1,0 +1,5 @@
+//! The host's side of a sandbox whose agent is not husk's: a fault, or an attacker who has taken over the guest.
+
+mod fake;
+mod hostile;
+mod lifecycle;
