@@ -79,9 +79,5 @@ fn chain(length: u32, writable: bool) -> [Buffer; 3] {
         length,
         writable,
     };
-    [
-        buffer(0, 16, false),
-        buffer(1, length, writable),
-        buffer(8, 1, true),
-    ]
+    [buffer(0, 16, false), buffer(1, length, writable), buffer(8, 1, true)]
 }

@@ -53,7 +53,9 @@ fn follow(script: &mut Unstructured<'_>) -> Result<()> {
         let mut bytes = [0; 8];
         let width = script.int_in_range(0..=8)?;
         let end = start + width as u128;
-        let found = model.iter().find(|(from, to, _)| width > 0 && *from <= start && end <= *to);
+        let found = model
+            .iter()
+            .find(|(from, to, _)| width > 0 && *from <= start && end <= *to);
         let reached = match step {
             1 => bus.read(address, &mut bytes[..width]),
             _ => bus.write(address, &bytes[..width]),

@@ -34,7 +34,9 @@ pub fn run(data: &[u8]) {
 fn open(archive: &[u8]) {
     let path = DIR.path().join("image");
     std::fs::write(&path, archive).unwrap();
-    let Ok(source) = Source::open(&path, DIR.path(), &LIMITS) else { return };
+    let Ok(source) = Source::open(&path, DIR.path(), &LIMITS) else {
+        return;
+    };
     // What is wrong with it does not matter.
     let _ = source.image(Some("tag"));
     if let Ok(image) = source.image(None) {
@@ -73,7 +75,11 @@ fn document(mut value: Value, script: &mut Unstructured<'_>) -> Result<Vec<u8>> 
 /// A layer's archive, and what stands for it in the image: compressed, and damaged now and then.
 fn layer(script: &mut Unstructured<'_>) -> Result<(Vec<u8>, Vec<u8>)> {
     let plain = tar::archive(script)?;
-    let mut packed = if script.arbitrary()? { compress(&plain) } else { plain.clone() };
+    let mut packed = if script.arbitrary()? {
+        compress(&plain)
+    } else {
+        plain.clone()
+    };
     if script.ratio(1, 8)? {
         packed = [&b"\x28\xb5\x2f\xfd"[..], script.bytes(script.len().min(200))?].concat();
     } else if !packed.is_empty() && script.ratio(1, 4)? {
@@ -96,7 +102,12 @@ fn layout(script: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     const TYPE: &str = "application/vnd.oci.image";
     let (plain, packed) = layer(script)?;
     let mut archive = Vec::new();
-    let layer_type = *script.choose(&["layer.v1.tar+gzip", "layer.v1.tar", "layer.v1.tar+zstd", "layer.nondistributable.v1.tar"])?;
+    let layer_type = *script.choose(&[
+        "layer.v1.tar+gzip",
+        "layer.v1.tar",
+        "layer.v1.tar+zstd",
+        "layer.nondistributable.v1.tar",
+    ])?;
     let layer = blob(&mut archive, &format!("{TYPE}.{layer_type}"), &packed);
     let config = document(config(&plain), script)?;
     let config = blob(&mut archive, &format!("{TYPE}.config.v1+json"), &config);

@@ -7,9 +7,35 @@ use serde_json::{Map, Value};
 const MAX_CHANGES: usize = 8;
 /// What is put in the place of something else.
 const STRINGS: [&str; 16] = [
-    "", "/", "..", "a/../../b", "/proc", "rslave", "CAP_ALL", "SCMP_ACT_ERRNO", "net", "65536", "-1", "\u{0}", "c", "*", "tmpfs", "size=1k",
+    "",
+    "/",
+    "..",
+    "a/../../b",
+    "/proc",
+    "rslave",
+    "CAP_ALL",
+    "SCMP_ACT_ERRNO",
+    "net",
+    "65536",
+    "-1",
+    "\u{0}",
+    "c",
+    "*",
+    "tmpfs",
+    "size=1k",
 ];
-const NUMBERS: [i64; 10] = [0, 1, -1, 2, 65_535, 4_294_967_295, 4_294_967_296, i64::MAX, i64::MIN, 1000];
+const NUMBERS: [i64; 10] = [
+    0,
+    1,
+    -1,
+    2,
+    65_535,
+    4_294_967_295,
+    4_294_967_296,
+    i64::MAX,
+    i64::MIN,
+    1000,
+];
 
 /// Changes a document as the script says.
 pub fn change(document: &mut Value, script: &mut Unstructured<'_>) -> Result<()> {

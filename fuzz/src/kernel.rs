@@ -61,7 +61,11 @@ fn elf(script: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let count = script.int_in_range(0..=4_u16)?;
     let entry = number(script)?;
     let headers = if script.ratio(1, 16)? { number(script)? } else { 64 };
-    let size = if script.ratio(1, 16)? { script.arbitrary()? } else { 56_u16 };
+    let size = if script.ratio(1, 16)? {
+        script.arbitrary()?
+    } else {
+        56_u16
+    };
     let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     image.extend(2_u16.to_le_bytes());
     image.extend(62_u16.to_le_bytes());
@@ -105,7 +109,15 @@ fn bzimage(script: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     put(0x1f4, &(number(script)? as u32).to_le_bytes());
     put(0x200, &[0xeb, script.arbitrary()?]);
     put(0x202, b"HdrS");
-    put(0x206, &if script.ratio(1, 16)? { script.arbitrary()? } else { 0x20f_u16 }.to_le_bytes());
+    put(
+        0x206,
+        &if script.ratio(1, 16)? {
+            script.arbitrary()?
+        } else {
+            0x20f_u16
+        }
+        .to_le_bytes(),
+    );
     put(0x211, &[script.int_in_range(0..=1)?]);
     put(0x22c, &(number(script)? as u32).to_le_bytes());
     put(0x236, &script.int_in_range(0..=1_u16)?.to_le_bytes());

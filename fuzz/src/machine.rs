@@ -23,7 +23,7 @@ const MAX_STEPS: usize = 200;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-/// What the driver is to do next.
+/// The device with its driver.
 pub struct Machine {
     pub memory: Memory,
     pub transport: Transport,
@@ -171,6 +171,14 @@ impl Machine {
         BUFFERS + u64::from(slot % 32) * 0x400
     }
 
+    /// The slot that begins at an address.
+    pub fn slot_at(address: u64) -> Option<u8> {
+        let offset = address.checked_sub(BUFFERS)?;
+        u8::try_from(offset / 0x400)
+            .ok()
+            .filter(|slot| *slot < 32 && offset % 0x400 == 0)
+    }
+
     fn write_memory(&mut self, script: &mut Unstructured<'_>) -> Result<()> {
         let address: u16 = script.arbitrary()?;
         let length = script.int_in_range(1..=32)?;
@@ -297,8 +305,11 @@ impl Machine {
     }
 
     /// Saves the device and goes on with another one.
-    fn move_on(&mut self) {
-        let Ok(state) = self.transport.save() else { return };
+    pub fn move_on(&mut self) {
+        let Ok(state) = self.transport.save() else {
+            self.transport.resume();
+            return;
+        };
         self.line = EventFd::new(EFD_NONBLOCK).unwrap();
         let line = self.line.try_clone().unwrap();
         // What it has saved it takes back.
@@ -321,6 +332,9 @@ impl Machine {
             }
             std::thread::sleep(std::time::Duration::from_micros(500));
         }
-        panic!("the device answers no request after its reset; status {:#x}", self.status());
+        panic!(
+            "the device answers no request after its reset; status {:#x}",
+            self.status()
+        );
     }
 }

@@ -16,6 +16,9 @@ use crate::vsock::{CID, HEADER, RX, SERVICE, TX, acceptor, listener, offer};
 
 /// The most clients at a time.
 const MAX_CLIENTS: usize = 16;
+const MAX_STEPS: usize = 200;
+/// The first of the slots into which the device puts packets.
+const FIRST_ROOM: u8 = 16;
 /// The first port of the host's end of a client's connection.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 
@@ -41,20 +44,37 @@ pub fn run(data: &[u8]) {
         });
         Box::new(Vsock::new(CID, listener.into(), vec![(SERVICE, device)], events::handle()).unwrap())
     });
+    start(&mut machine);
+    // A script that ends in the middle of a step has ended.
+    let _ = follow(&mut machine, &host, &mut script);
+}
+
+fn start(machine: &mut Machine) {
     machine.start(u64::MAX, 5);
-    for slot in 0..16 {
-        offer(&mut machine, 16 + slot);
+    for slot in FIRST_ROOM..32 {
+        offer(machine, slot);
     }
-    let _ = machine.follow(&mut script, |_| events::settle(), |machine, script| {
-        if script.arbitrary()? {
-            packet(machine, script)?;
-        } else if let Some(host) = host.lock().unwrap().as_mut() {
-            host.act(script)?;
+}
+
+fn follow(machine: &mut Machine, host: &Mutex<Option<Host>>, script: &mut Unstructured<'_>) -> Result<()> {
+    for _ in 0..MAX_STEPS {
+        if script.is_empty() {
+            break;
+        }
+        match script.int_in_range(0..=31_u8)? {
+            0 => start(machine),
+            1 => machine.move_on(),
+            step if step % 2 == 0 => packet(machine, script)?,
+            _ => {
+                if let Some(host) = host.lock().unwrap().as_mut() {
+                    host.act(script)?;
+                }
+            }
         }
         events::settle();
         take_packets(machine);
-        Ok(())
-    });
+    }
+    Ok(())
 }
 
 impl Host {
@@ -116,7 +136,10 @@ fn packet(machine: &mut Machine, script: &mut Unstructured<'_>) -> Result<()> {
     header.extend(script.int_in_range(0..=4_u32)?.to_le_bytes());
     header.extend(script.choose(&[0_u32, 1, 4096, 262_144, u32::MAX])?.to_le_bytes());
     header.extend(script.choose(&[0_u32, 1, 100, 1000, 3000, u32::MAX])?.to_le_bytes());
-    machine.memory.write_slice(&header, GuestAddress(Machine::slot(0))).unwrap();
+    machine
+        .memory
+        .write_slice(&header, GuestAddress(Machine::slot(0)))
+        .unwrap();
     let sent = if script.ratio(1, 16)? { 100 } else { length.min(900) };
     let packet = Buffer {
         address: Machine::slot(0),
@@ -130,17 +153,13 @@ fn packet(machine: &mut Machine, script: &mut Unstructured<'_>) -> Result<()> {
 
 /// Takes what the device has sent, which is sound whatever it was sent, and gives the room back.
 fn take_packets(machine: &mut Machine) {
-    // What the script has written into the rings is nobody's answer.
-    for _ in 0..32 {
-        let Some((head, length)) = machine.take_used(RX) else { return };
-        let Some(address) = machine.buffer_of(RX, head) else { return };
+    while let Some((head, length)) = machine.take_used(RX) {
+        let address = machine.buffer_of(RX, head).unwrap();
         let mut header = [0; HEADER];
-        if length as usize >= HEADER && machine.memory.read_slice(&mut header, GuestAddress(address)).is_ok() {
-            let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
-            if word(0) == 2 && word(8) == CID && word(24) as usize + HEADER > length as usize {
-                panic!("a packet of {length} bytes says that {} bytes of data are in it", word(24));
-            }
-        }
-        offer(machine, 16 + (head % 16) as u8);
+        machine.memory.read_slice(&mut header, GuestAddress(address)).unwrap();
+        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
+        assert_eq!((word(0), word(8)), (2, CID), "from the host to the guest");
+        assert_eq!(word(24) as usize + HEADER, length as usize, "the length of the data");
+        offer(machine, Machine::slot_at(address).unwrap());
     }
 }

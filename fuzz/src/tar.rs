@@ -5,7 +5,22 @@ use arbitrary::{Result, Unstructured};
 const BLOCK: usize = 512;
 /// Names that have to do with each other.
 const NAMES: [&str; 16] = [
-    "a", "a/b", "a/b/c", "./a", "/a", "b", "b/", "../a", "a/../b", ".wh.a", "a/.wh.b", "a/.wh..wh..opq", ".wh..wh.plnk/x", "", ".", "c",
+    "a",
+    "a/b",
+    "a/b/c",
+    "./a",
+    "/a",
+    "b",
+    "b/",
+    "../a",
+    "a/../b",
+    ".wh.a",
+    "a/.wh.b",
+    "a/.wh..wh..opq",
+    ".wh..wh.plnk/x",
+    "",
+    ".",
+    "c",
 ];
 const TYPES: &[u8] = b"0000000\x0012345567gxLKSDVZ";
 
@@ -86,10 +101,31 @@ fn member(archive: &mut Vec<u8>, script: &mut Unstructured<'_>) -> Result<()> {
 /// Records of a pax header.
 fn records(script: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     const KEYS: [&str; 12] = [
-        "path", "linkpath", "size", "mtime", "uid", "SCHILY.xattr.user.a", "LIBARCHIVE.xattr.user.b", "GNU.sparse.major", "GNU.sparse.minor", "GNU.sparse.map",
-        "GNU.sparse.realsize", "GNU.sparse.name",
+        "path",
+        "linkpath",
+        "size",
+        "mtime",
+        "uid",
+        "SCHILY.xattr.user.a",
+        "LIBARCHIVE.xattr.user.b",
+        "GNU.sparse.major",
+        "GNU.sparse.minor",
+        "GNU.sparse.map",
+        "GNU.sparse.realsize",
+        "GNU.sparse.name",
     ];
-    const VALUES: [&str; 10] = ["a", "a/b", "1", "0", "0,5,10,5", "0,0", "18446744073709551615", "-1.5", "1000", "x=y"];
+    const VALUES: [&str; 10] = [
+        "a",
+        "a/b",
+        "1",
+        "0",
+        "0,5,10,5",
+        "0,0",
+        "18446744073709551615",
+        "-1.5",
+        "1000",
+        "x=y",
+    ];
     let mut text = Vec::new();
     for _ in 0..script.int_in_range(1..=4)? {
         let (key, value) = (script.choose(&KEYS)?, script.choose(&VALUES)?);
@@ -99,7 +135,11 @@ fn records(script: &mut Unstructured<'_>) -> Result<Vec<u8>> {
             long @ 10..=98 => long + 1,
             long => long + 2,
         };
-        let length = if script.ratio(1, 16)? { script.int_in_range(0..=200)? } else { length };
+        let length = if script.ratio(1, 16)? {
+            script.int_in_range(0..=200)?
+        } else {
+            length
+        };
         text.extend(format!("{length}{rest}").as_bytes());
     }
     Ok(text)

@@ -40,23 +40,30 @@ pub fn run(data: &[u8]) {
         let ports = vec![(SERVICE, acceptor().0)];
         Box::new(Vsock::new(CID, listener().0.into(), ports, events::handle()).unwrap())
     });
-    let _ = machine.follow(&mut script, |_| events::settle(), |machine, script| {
-        let length = script.int_in_range(0..=128)?;
-        if script.arbitrary()? {
-            offer(machine, script.arbitrary()?);
-        } else {
-            let bytes = script.bytes(HEADER.min(script.len()))?;
-            machine.memory.write_slice(bytes, GuestAddress(Machine::slot(0))).unwrap();
-            let packet = Buffer {
-                address: Machine::slot(0),
-                length,
-                writable: false,
-            };
-            machine.submit(TX, &[packet]);
-            machine.kick(TX);
-        }
-        Ok(())
-    });
+    let _ = machine.follow(
+        &mut script,
+        |_| events::settle(),
+        |machine, script| {
+            let length = script.int_in_range(0..=128)?;
+            if script.arbitrary()? {
+                offer(machine, script.arbitrary()?);
+            } else {
+                let bytes = script.bytes(HEADER.min(script.len()))?;
+                machine
+                    .memory
+                    .write_slice(bytes, GuestAddress(Machine::slot(0)))
+                    .unwrap();
+                let packet = Buffer {
+                    address: Machine::slot(0),
+                    length,
+                    writable: false,
+                };
+                machine.submit(TX, &[packet]);
+                machine.kick(TX);
+            }
+            Ok(())
+        },
+    );
     // A packet for nobody is taken.
     let packet = Buffer {
         address: Machine::slot(0),

@@ -34,9 +34,17 @@ pub(crate) fn run(options: &Options) -> Result<i32> {
     let folder = workspace::checkout()?.join("fuzz");
     let all = targets(&folder)?;
     for target in &options.targets {
-        ensure!(all.contains(target), "there is no target {target:?}; there are {}", all.join(", "));
+        ensure!(
+            all.contains(target),
+            "there is no target {target:?}; there are {}",
+            all.join(", ")
+        );
     }
-    let chosen = if options.targets.is_empty() { &all } else { &options.targets };
+    let chosen = if options.targets.is_empty() {
+        &all
+    } else {
+        &options.targets
+    };
     let tool = tool()?;
     step("building the fuzz targets");
     let one = match chosen.as_slice() {
@@ -89,7 +97,9 @@ fn fuzz(tool: &Path, folder: &Path, target: &str, seconds: u32) -> Result<()> {
 /// Runs one target with one input and says whether it fails.
 pub(crate) fn reproduce(target: &str, input: &Path) -> Result<i32> {
     let folder = workspace::checkout()?.join("fuzz");
-    let input = input.canonicalize().with_context(|| format!("the input {}", input.display()))?;
+    let input = input
+        .canonicalize()
+        .with_context(|| format!("the input {}", input.display()))?;
     let status = cargo_fuzz(&tool()?, &folder, "run")
         .arg(target)
         .arg(input)
@@ -111,7 +121,11 @@ fn targets(folder: &Path) -> Result<Vec<String>> {
 fn inputs(directory: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))?;
     entries
-        .map(|entry| Ok(entry.with_context(|| format!("reading {}", directory.display()))?.path()))
+        .map(|entry| {
+            Ok(entry
+                .with_context(|| format!("reading {}", directory.display()))?
+                .path())
+        })
         .collect()
 }
 
@@ -142,7 +156,13 @@ fn tool() -> Result<PathBuf> {
         step(&format!("installing cargo-fuzz {VERSION} (about a minute, once)"));
         let mut install = workspace::cargo();
         install
-            .args(["install", "--quiet", "--locked", &format!("cargo-fuzz@{VERSION}"), "--root"])
+            .args([
+                "install",
+                "--quiet",
+                "--locked",
+                &format!("cargo-fuzz@{VERSION}"),
+                "--root",
+            ])
             .arg(&root);
         process::run(&mut install)?;
     }

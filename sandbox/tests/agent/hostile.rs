@@ -5,8 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use husk_sandbox::agent::event::Kind;
-use husk_sandbox::agent::{CreateRequest, CreateResponse, Empty, Event, EventsResponse, Failure, WaitResponse, failure};
 use husk_sandbox::agent::{ContainerStatus, StateResponse};
+use husk_sandbox::agent::{
+    CreateRequest, CreateResponse, Empty, Event, EventsResponse, Failure, WaitResponse, failure,
+};
 use husk_sandbox::guest::{Breach, GuestError, ProcessId};
 use husk_sandbox::lifecycle::LifecycleError;
 use ttrpc::Code;
@@ -108,7 +110,10 @@ fn senseless_and_deeply_nested_messages_are_not_understood() {
     // A group in a group in a group, in the response and in the message that it holds.
     for nested in [vec![0x7b; 1 << 20], vec![0xff; 1000]] {
         let payload = nested.clone();
-        assert_eq!(breach_of(move |mut call| call.answer_to(call.stream, &payload)), Breach::Form);
+        assert_eq!(
+            breach_of(move |mut call| call.answer_to(call.stream, &payload)),
+            Breach::Form
+        );
         let breach = breach_of(move |mut call| {
             let length = u32::try_from(nested.len()).unwrap();
             let header = Vec::from(MessageHeader::new_response(call.stream, length));
