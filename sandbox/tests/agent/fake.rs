@@ -21,25 +21,25 @@ use protobuf::Message;
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MessageHeader};
 use ttrpc::{Code, Request, Response};
 
-pub const NAME: &str = "box";
+pub(crate) const NAME: &str = "box";
 /// Long enough for whatever must happen.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A call that the agent was sent, and the way back.
-pub struct Call<'a> {
-    pub stream: u32,
-    pub request: Request,
-    pub socket: &'a mut UnixStream,
+pub(crate) struct Call<'a> {
+    pub(crate) stream: u32,
+    pub(crate) request: Request,
+    pub(crate) socket: &'a mut UnixStream,
 }
 
 impl Call<'_> {
     /// Sends bytes as they are. The host may have hung up.
-    pub fn raw(&mut self, bytes: &[u8]) {
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
         let _ = self.socket.write_all(bytes);
     }
 
     /// Answers a call, this one or another.
-    pub fn answer_to(&mut self, stream: u32, payload: &[u8]) {
+    pub(crate) fn answer_to(&mut self, stream: u32, payload: &[u8]) {
         self.raw(&frame(
             stream,
             &Response {
@@ -50,12 +50,12 @@ impl Call<'_> {
     }
 
     /// Answers this call.
-    pub fn answer(&mut self, message: &impl Message) {
+    pub(crate) fn answer(&mut self, message: &impl Message) {
         self.answer_to(self.stream, &message.write_to_bytes().unwrap());
     }
 
     /// Refuses this call.
-    pub fn refuse(&mut self, code: Code, message: &str) {
+    pub(crate) fn refuse(&mut self, code: Code, message: &str) {
         let response = Response {
             status: Some(ttrpc::get_status(code, message)).into(),
             ..Default::default()
@@ -71,18 +71,18 @@ fn frame(stream: u32, response: &Response) -> Vec<u8> {
 }
 
 /// The sandbox; its owner is a process that does nothing, until its machine is stopped.
-pub struct Fake {
-    pub root: RunRoot,
+pub(crate) struct Fake {
+    pub(crate) root: RunRoot,
     dir: Arc<Mutex<Option<RunDir>>>,
     owner: Arc<Mutex<Child>>,
     place: tempfile::TempDir,
     /// Told when the machine was asked to stop.
-    pub stopped: Receiver<()>,
+    pub(crate) stopped: Receiver<()>,
 }
 
 impl Fake {
     /// A sandbox whose agent does this with each call.
-    pub fn new(agent: impl Fn(Call<'_>) + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(agent: impl Fn(Call<'_>) + Send + Sync + 'static) -> Self {
         let place = tempfile::tempdir().unwrap();
         let run = place.path().join("run");
         let root = RunRoot::open(&run).unwrap();
@@ -111,16 +111,16 @@ impl Fake {
     }
 
     /// The agent's client, which waits this long for answers.
-    pub fn guest(&self, patience: Duration) -> Guest {
+    pub(crate) fn guest(&self, patience: Duration) -> Guest {
         Guest::connect(self.link(patience)).unwrap()
     }
 
-    pub fn link(&self, patience: Duration) -> Link {
+    pub(crate) fn link(&self, patience: Duration) -> Link {
         let dir = std::fs::File::open(self.place.path().join("run").join(NAME)).unwrap();
         Link::new(OwnedFd::from(dir), patience)
     }
 
-    pub fn container(&self, patience: Duration) -> Container {
+    pub(crate) fn container(&self, patience: Duration) -> Container {
         Container::find(&self.root, NAME, patience).unwrap()
     }
 }
