@@ -132,7 +132,7 @@ fn inputs(directory: &Path) -> Result<Vec<PathBuf>> {
 /// A command of cargo-fuzz.
 ///
 /// Without a sanitizer: the memory that a guest could make husk run over is mapped, where AddressSanitizer sees nothing,
-/// and the build takes half of the time. The compiler is the pinned one, which takes the instrumentation's options only
+/// and instrumentation for it would make the build longer. The compiler is the pinned one, which takes the instrumentation's options only
 /// when it is told to.
 fn cargo_fuzz(tool: &Path, folder: &Path, verb: &str) -> Command {
     let mut command = Command::new(tool);
