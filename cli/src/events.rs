@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 
 use crate::args::{EventsArgs, Global};
 use crate::failure::print_out;
+
+/// How much is heard ahead of what is said: a guest may tell of more than is read.
+const HEARD: usize = 64;
 
 /// What the listening thread has heard.
 enum Heard {
@@ -33,7 +36,7 @@ pub(crate) fn events(global: &Global, args: &EventsArgs) -> Result<u8> {
     }
     let name = container.definition()?.name.clone();
     let guest = Arc::new(container.guest()?);
-    let (sender, receiver) = channel();
+    let (sender, receiver) = sync_channel(HEARD);
     let (listening, of) = (Arc::clone(&guest), name.clone());
     thread::Builder::new()
         .name("events".into())
@@ -56,7 +59,7 @@ pub(crate) fn events(global: &Global, args: &EventsArgs) -> Result<u8> {
 }
 
 /// Hears what the agent tells of a container until it has ended.
-fn listen(guest: &Guest, container: &str, heard: &Sender<Heard>) {
+fn listen(guest: &Guest, container: &str, heard: &SyncSender<Heard>) {
     let mut after = 0;
     // The end of the sandbox is an error here and the end of the thread, of which the other hears.
     while let Ok(response) = guest.events(after) {

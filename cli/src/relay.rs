@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use husk_sandbox::guest::Streams;
@@ -21,6 +21,11 @@ const CHUNK: usize = 64 << 10;
 /// How long a stream may stay silent and open when its process has exited: a process that it has left behind may hold
 /// it for as long as it likes.
 const SILENCE: Duration = Duration::from_secs(2);
+/// How long a stream is waited for in all when its process has exited. With [`MOST_LEFT`] this bounds one that is never
+/// silent and never ends, as only a stray process or a hostile guest has one.
+const OVERTIME: Duration = Duration::from_secs(30);
+/// More than can be under way when a process has exited, in bytes: what the guest's pipe and all buffers up to here hold.
+const MOST_LEFT: usize = 16 << 20;
 
 /// Our ends of a process's streams.
 #[derive(Debug)]
@@ -154,32 +159,51 @@ fn copy_input(mut from: File, to: &UnixStream) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// Copies until the stream ends or is silent after its process's exit. When our own end cannot be written to, the
-/// stream is closed, so that the process learns of it as it would of a closed pipe.
+/// Copies until the stream ends, or after its process's exit is silent or goes on for too long. When our own end cannot
+/// be written to, the stream is closed, so that the process learns of it as it would of a closed pipe.
 fn copy_output(mut from: UnixStream, to: &Sink, exited: &EventFd) {
     let mut chunk = vec![0; CHUNK];
-    let mut over = false;
+    let mut rest: Option<Rest> = None;
     loop {
-        match readable(&from, (!over).then_some(exited)) {
+        let before = Instant::now();
+        match readable(&from, rest.is_none().then_some(exited)) {
             Ok(Readable::Stream) => {}
             Ok(Readable::Exited) => {
-                over = true;
+                rest = Some(Rest::default());
                 continue;
             }
             Ok(Readable::Nothing) | Err(_) => return,
         }
-        match from.read(&mut chunk) {
+        let waited = before.elapsed();
+        let count = match from.read(&mut chunk) {
             Ok(0) => return,
-            Ok(count) => {
-                if to.write_all(&chunk[..count]).is_err() {
-                    // The guest hears of it; that it may have gone itself does not matter.
-                    let _ = from.shutdown(Shutdown::Both);
-                    return;
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => return,
+        };
+        let over = rest.as_mut().is_some_and(|rest| rest.is_over(waited, count));
+        if over || to.write_all(&chunk[..count]).is_err() {
+            // The guest hears of it; that it may have gone itself does not matter.
+            let _ = from.shutdown(Shutdown::Both);
+            return;
         }
+    }
+}
+
+/// What has come of a stream since its process has exited.
+#[derive(Default)]
+struct Rest {
+    /// How long it was waited for: the time that our own end takes is not the stream's.
+    waited: Duration,
+    bytes: usize,
+}
+
+impl Rest {
+    /// Takes note of bytes; says whether they are more than a process can have left.
+    fn is_over(&mut self, waited: Duration, bytes: usize) -> bool {
+        self.waited += waited;
+        self.bytes += bytes;
+        self.waited > OVERTIME || self.bytes > MOST_LEFT
     }
 }
 
@@ -245,8 +269,6 @@ pub(crate) fn to_stderr(mut from: UnixStream) -> Result<JoinHandle<()>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     fn output() -> (UnixStream, UnixStream, Arc<EventFd>, JoinHandle<()>) {
@@ -277,6 +299,24 @@ mod tests {
         thread.join().unwrap();
         assert!(before.elapsed() >= SILENCE);
         drop(guest);
+    }
+
+    #[test]
+    fn a_stream_that_never_ends_is_left_after_the_exit() {
+        let (mut guest, mut reader, exited, thread) = output();
+        exited.write(1).unwrap();
+        let copied = thread::spawn(move || io::copy(&mut reader, &mut io::sink()).unwrap());
+        // Ends when the stream is closed from the other side.
+        while guest.write_all(&[7; CHUNK]).is_ok() {}
+        thread.join().unwrap();
+        assert!(copied.join().unwrap() <= MOST_LEFT as u64);
+    }
+
+    #[test]
+    fn a_stream_that_dribbles_is_left_after_the_exit() {
+        let mut rest = Rest::default();
+        let turns = (0..100).take_while(|_| !rest.is_over(SILENCE / 2, 1)).count();
+        assert_eq!(turns, 30);
     }
 
     #[test]

@@ -330,6 +330,17 @@ impl Machine {
         Some((head, length))
     }
 
+    /// Asks for an interrupt when `ahead` buffers more than have been taken are used, and one more is.
+    pub(crate) fn ask_for_interrupt(&mut self, queue: usize, ahead: u16) {
+        let ring = &self.rings[queue];
+        let event = ring.available + 4 + u64::from(ring.size) * 2;
+        let wanted = ring.next_used.wrapping_add(ahead);
+        self.memory
+            .store(wanted, GuestAddress(event), Ordering::Relaxed)
+            .unwrap();
+        fence(Ordering::SeqCst);
+    }
+
     /// Waits for the next used buffer as a driver does: asks for an interrupt, looks again, sleeps until the line is
     /// raised.
     pub(crate) fn wait_used(&mut self, queue: usize) -> (u16, u32) {
@@ -338,12 +349,7 @@ impl Machine {
             if let Some(used) = self.take_used(queue) {
                 return used;
             }
-            let ring = &self.rings[queue];
-            let event = ring.available + 4 + u64::from(ring.size) * 2;
-            self.memory
-                .store(ring.next_used, GuestAddress(event), Ordering::Relaxed)
-                .unwrap();
-            fence(Ordering::SeqCst);
+            self.ask_for_interrupt(queue, 0);
             if let Some(used) = self.take_used(queue) {
                 return used;
             }
@@ -359,13 +365,8 @@ impl Machine {
     /// and sleeps until the line is raised. False if nothing happened before `limit`.
     pub(crate) fn wait_any(&mut self, queues: &[usize], limit: Duration) -> bool {
         for queue in queues {
-            let ring = &self.rings[*queue];
-            let event = ring.available + 4 + u64::from(ring.size) * 2;
-            self.memory
-                .store(ring.next_used, GuestAddress(event), Ordering::Relaxed)
-                .unwrap();
+            self.ask_for_interrupt(*queue, 0);
         }
-        fence(Ordering::SeqCst);
         let used = queues.iter().any(|queue| {
             let ring = &self.rings[*queue];
             let index: u16 = self

@@ -4,7 +4,7 @@ mod streams;
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use husk_protocol::AGENT_PORT;
 use husk_protocol::agent::{
@@ -20,13 +20,16 @@ use ttrpc::Code;
 use crate::bundle::BundleError;
 use crate::bundle::resources::Update;
 use crate::machine::{Link, LinkError};
-use crate::rpc::{Rpc, RpcError};
+pub use crate::rpc::Breach;
+use crate::rpc::{Rpc, RpcError, readable};
 pub use streams::Streams;
 
 /// The agent's service (`protocol/proto/agent.proto`).
 const SERVICE: &str = "husk.agent.v1.Agent";
 /// How long a call for events is waited for, which the agent answers after a minute at the latest.
 const EVENTS_LIMIT: Duration = Duration::from_secs(120);
+/// How long a call for events is not answered without any: an agent that did would keep the host busy.
+const EVENTS_LEAST: Duration = Duration::from_secs(1);
 
 /// The agent of a running guest.
 #[derive(Debug)]
@@ -75,6 +78,8 @@ pub enum GuestError {
     Timeout(Duration),
     #[error("the guest's agent has closed its connection")]
     Lost,
+    #[error("the guest's agent does not keep to the protocol: {0}")]
+    Breach(Breach),
     #[error("no random token can be made for a stream")]
     Token(#[source] io::Error),
 }
@@ -91,6 +96,7 @@ impl GuestError {
             },
             RpcError::Timeout => Self::Timeout(limit),
             RpcError::Closed => Self::Lost,
+            RpcError::Breach(breach) => Self::Breach(breach),
         }
     }
 
@@ -110,7 +116,7 @@ pub(crate) fn time_of(hooks: Option<&agent::Hooks>) -> Duration {
 /// What a person chose wrongly, if anything.
 fn check(failure: Option<&Failure>) -> Result<(), GuestError> {
     let Some(failure) = failure else { return Ok(()) };
-    let message = failure.message.clone();
+    let message = readable(&failure.message);
     Err(match failure.kind.enum_value_or_default() {
         failure::Kind::COMMAND_NOT_FOUND => GuestError::CommandNotFound(message),
         failure::Kind::COMMAND_NOT_EXECUTABLE => GuestError::CommandNotExecutable(message),
@@ -333,15 +339,23 @@ impl Guest {
     /// Waits for events after a sequence number; gives none if there are none for a minute.
     ///
     /// # Errors
-    /// The machine has ended.
+    /// The machine has ended, or the agent tells of events before that number, or at once of none.
     pub fn events(&self, after: u64) -> Result<EventsResponse, GuestError> {
         let request = EventsRequest {
             after,
             ..Default::default()
         };
-        self.agent
-            .call("Events", &request, Some(EVENTS_LIMIT))
-            .map_err(|error| GuestError::from_call(error, EVENTS_LIMIT))
+        let asked = Instant::now();
+        let called = self.agent.call("Events", &request, Some(EVENTS_LIMIT));
+        let checked = called.and_then(|response: EventsResponse| {
+            let old = response.events.iter().any(|event| event.sequence <= after);
+            let hasty = response.events.is_empty() && asked.elapsed() < EVENTS_LEAST;
+            match old || hasty {
+                true => Err(self.agent.breach(Breach::Events)),
+                false => Ok(response),
+            }
+        });
+        checked.map_err(|error| GuestError::from_call(error, EVENTS_LIMIT))
     }
 
     /// Ends every process and switches the guest off.

@@ -2,6 +2,9 @@
 //!
 //! The `ttrpc` crate's own looks up a hundred times a second. This one writes a call from the calling thread, and one
 //! thread a connection reads answers, which may come in any order, and hands each to the thread that waits for it.
+//!
+//! The peer is not trusted. Of what it sends no more than one message is kept, and the first thing that the protocol
+//! does not allow ends the connection: every call on it fails with that [`Breach`].
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -17,6 +20,9 @@ use thiserror::Error;
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_RESPONSE, MessageHeader};
 use ttrpc::{Code, Request, Response};
 
+/// The longest message of the guest's that stands in an error, in characters.
+const MAX_WORDS: usize = 2048;
+
 /// Why a call was not answered with what was asked for.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
@@ -27,6 +33,24 @@ pub(crate) enum RpcError {
     Timeout,
     #[error("the connection is closed")]
     Closed,
+    #[error("the peer does not keep to the protocol: {0}")]
+    Breach(Breach),
+}
+
+/// What the peer has sent that the protocol does not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[allow(missing_docs)]
+pub enum Breach {
+    #[error("it has sent a message of {0} bytes; {MESSAGE_LENGTH_MAX} are possible")]
+    Long(u32),
+    #[error("it has sent a message of the type {0}, which is no answer")]
+    Type(u8),
+    #[error("it has sent an answer that nobody waits for")]
+    Unasked,
+    #[error("it has sent an answer that cannot be understood")]
+    Form,
+    #[error("it tells of events that it was not asked for")]
+    Events,
 }
 
 /// A connection to a ttrpc service.
@@ -42,8 +66,27 @@ pub(crate) struct Rpc {
 /// The calls that wait for an answer.
 #[derive(Debug, Default)]
 struct Waiting {
-    calls: HashMap<u32, SyncSender<Response>>,
+    /// By their streams; none where the caller has given up, and the answer may still come.
+    calls: HashMap<u32, Option<SyncSender<Response>>>,
     closed: bool,
+    /// Why it is closed, if that is the peer's fault.
+    breach: Option<Breach>,
+}
+
+impl Waiting {
+    /// Why nothing more comes.
+    fn end(&self) -> RpcError {
+        self.breach.map_or(RpcError::Closed, RpcError::Breach)
+    }
+}
+
+/// How a connection has ended.
+#[derive(Debug, Error)]
+enum Ended {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Breach(#[from] Breach),
 }
 
 impl Rpc {
@@ -53,10 +96,15 @@ impl Rpc {
         let waiting = Arc::new(Mutex::new(Waiting::default()));
         let (reader, calls) = (stream.try_clone()?, Arc::clone(&waiting));
         thread::Builder::new().name("answers".into()).spawn(move || {
-            let error = read_answers(reader, &calls);
+            let error = read_answers(&reader, &calls);
             tracing::debug!(%error, "the connection to the agent has ended");
             let mut waiting = lock(&calls);
             waiting.closed = true;
+            if let Ended::Breach(breach) = error {
+                waiting.breach = Some(breach);
+            }
+            // The peer need not say more. A connection that is gone already needs no end.
+            let _ = reader.shutdown(Shutdown::Both);
             // Dropping the senders wakes everybody who waits.
             waiting.calls.clear();
         })?;
@@ -91,18 +139,28 @@ impl Rpc {
         };
         let response = response.map_err(|error| match error {
             RecvTimeoutError::Timeout => {
-                lock(&self.waiting).calls.remove(&stream);
+                // The answer may have come just now.
+                if let Some(caller) = lock(&self.waiting).calls.get_mut(&stream) {
+                    *caller = None;
+                }
                 RpcError::Timeout
             }
-            RecvTimeoutError::Disconnected => RpcError::Closed,
+            RecvTimeoutError::Disconnected => lock(&self.waiting).end(),
         })?;
         if response.status.code() != Code::OK {
             return Err(RpcError::Status {
                 code: response.status.code(),
-                message: response.status.message.clone(),
+                message: readable(&response.status.message),
             });
         }
-        R::parse_from_bytes(&response.payload).map_err(|_| RpcError::Closed)
+        R::parse_from_bytes(&response.payload).map_err(|_| self.breach(Breach::Form))
+    }
+
+    /// Ends the connection for what the peer has sent.
+    pub(crate) fn breach(&self, breach: Breach) -> RpcError {
+        lock(&self.waiting).breach.get_or_insert(breach);
+        self.hang_up();
+        RpcError::Breach(breach)
     }
 
     /// Writes a call; gives its stream.
@@ -120,19 +178,20 @@ impl Rpc {
         *next = next.wrapping_add(2);
         {
             let mut waiting = lock(&self.waiting);
-            if waiting.closed {
-                return Err(RpcError::Closed);
+            if waiting.closed || waiting.breach.is_some() {
+                return Err(waiting.end());
             }
-            waiting.calls.insert(stream, answer);
+            waiting.calls.insert(stream, Some(answer));
         }
         let mut frame = Vec::from(MessageHeader::new_request(stream, length));
         frame.extend(body);
         (&self.stream).write_all(&frame).map_err(|error| {
             tracing::debug!(%error, "a call cannot be sent");
-            lock(&self.waiting).calls.remove(&stream);
             // A frame that was written in part would spoil all that follow.
             self.hang_up();
-            RpcError::Closed
+            let mut waiting = lock(&self.waiting);
+            waiting.calls.remove(&stream);
+            waiting.end()
         })?;
         Ok(stream)
     }
@@ -150,34 +209,47 @@ impl Drop for Rpc {
 }
 
 /// Hands answers to those who wait for them, until the connection ends; says why it has.
-fn read_answers(mut stream: UnixStream, waiting: &Mutex<Waiting>) -> io::Error {
+fn read_answers(mut stream: &UnixStream, waiting: &Mutex<Waiting>) -> Ended {
     loop {
         match read_answer(&mut stream) {
-            Ok((number, response)) => {
-                if let Some(caller) = lock(waiting).calls.remove(&number) {
-                    // A caller that has given up does not want it any more.
+            Ok((number, response)) => match lock(waiting).calls.remove(&number) {
+                Some(Some(caller)) => {
+                    // A caller that gives up just now does not want it any more.
                     let _ = caller.try_send(response);
                 }
-            }
+                Some(None) => {}
+                None => return Breach::Unasked.into(),
+            },
             Err(error) => return error,
         }
     }
 }
 
-fn read_answer(stream: &mut UnixStream) -> io::Result<(u32, Response)> {
-    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+fn read_answer(stream: &mut impl Read) -> Result<(u32, Response), Ended> {
     let mut header = [0; MESSAGE_HEADER_LENGTH];
     stream.read_exact(&mut header)?;
     let header = MessageHeader::from(header);
-    let length = usize::try_from(header.length).map_err(|_| invalid())?;
-    // The guest is not trusted: whatever it sends, no more than one message is kept.
-    if length > MESSAGE_LENGTH_MAX || header.type_ != MESSAGE_TYPE_RESPONSE {
-        return Err(invalid());
+    if header.type_ != MESSAGE_TYPE_RESPONSE {
+        return Err(Breach::Type(header.type_).into());
+    }
+    let length = usize::try_from(header.length).unwrap_or(usize::MAX);
+    if length > MESSAGE_LENGTH_MAX {
+        return Err(Breach::Long(header.length).into());
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body)?;
-    let response = Response::parse_from_bytes(&body).map_err(|_| invalid())?;
+    let response = Response::parse_from_bytes(&body).map_err(|_| Breach::Form)?;
     Ok((header.stream_id, response))
+}
+
+/// The guest's words as they may stand in an error: not longer than [`MAX_WORDS`], and nothing that a terminal obeys.
+pub(crate) fn readable(words: &str) -> String {
+    let clean = |char: char| if char.is_control() { ' ' } else { char };
+    let mut text: String = words.chars().take(MAX_WORDS).map(clean).collect();
+    if text.len() < words.len() {
+        text.push_str(" [...]");
+    }
+    text
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -5,6 +5,7 @@ mod cache;
 mod demo;
 mod each_test;
 mod every_test;
+mod fuzz;
 mod host;
 mod place;
 mod process;
@@ -15,6 +16,7 @@ mod workspace;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -28,6 +30,7 @@ Usage: cargo xtask TASK [OPTIONS]
 Tasks:
   demo   Build everything and run a container in a microVM
   test   Run every test
+  fuzz   Give the parts that face a guest or an image whatever they may be given
   build  Build husk, husk-vmm, the agent and the guest's kernel
   setup  Install what the other tasks need; they also do it themselves
   host   Run a command in the emulated host, a machine with KVM in software
@@ -76,6 +79,21 @@ Examples:
   cargo xtask test
   cargo xtask test --only e2e exec";
 
+const FUZZ_HELP: &str = "\
+Fuzz the targets of fuzz/, one after the other, until one fails.
+
+Usage: cargo xtask fuzz [OPTIONS] [TARGET]...
+
+Options:
+      --seconds N   How long each target runs [default: 20]
+      --input FILE  Run the one target with this input alone
+  -h, --help        This text
+
+Examples:
+  cargo xtask fuzz
+  cargo xtask fuzz vsock muxer --seconds 600
+  cargo xtask fuzz layer --input fuzz/artifacts/layer/crash-0123";
+
 fn main() {
     let code = run(lexopt::Parser::from_env()).unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
@@ -99,6 +117,7 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
             let (programs, filter) = each_test::split(arguments.raw_args()?.collect());
             each_test::run(&programs, &filter)
         }
+        Some(Value(task)) if task == "fuzz" => fuzz_task(&mut arguments),
         Some(Value(task)) if task == "demo" => end_of(&mut arguments).and_then(|()| demo::run()),
         Some(Value(task)) if task == "build" => {
             end_of(&mut arguments)?;
@@ -133,6 +152,30 @@ fn end_of(arguments: &mut lexopt::Parser) -> Result<()> {
     match arguments.next()? {
         None => Ok(()),
         Some(other) => Err(other.unexpected().into()),
+    }
+}
+
+fn fuzz_task(arguments: &mut lexopt::Parser) -> Result<i32> {
+    let mut input = None;
+    let mut options = fuzz::Options {
+        targets: Vec::new(),
+        seconds: 20,
+    };
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("seconds") => options.seconds = arguments.value()?.parse().context("--seconds")?,
+            Long("input") => input = Some(PathBuf::from(arguments.value()?)),
+            Long("help") | Short('h') => return help(FUZZ_HELP),
+            Value(target) => options.targets.push(target.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    // Fuzzing for no time would be for ever.
+    ensure!(options.seconds > 0, "--seconds is 0; at least 1 is needed");
+    match (input, options.targets.as_slice()) {
+        (None, _) => fuzz::run(&options),
+        (Some(input), [target]) => fuzz::reproduce(target, &input),
+        (Some(_), _) => bail!("--input goes with one target"),
     }
 }
 

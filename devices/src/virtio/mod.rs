@@ -6,6 +6,8 @@ pub mod chain;
 mod device;
 mod interrupt;
 pub mod mmio;
+#[cfg(test)]
+mod queues;
 mod state;
 
 pub use device::{ActivateError, Activation, Device, StateError};

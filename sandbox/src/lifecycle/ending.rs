@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{Container, LifecycleError, Status};
 use crate::guest::Guest;
 use crate::host_cgroup;
-use crate::machine::open_process;
+use crate::machine::{LinkError, open_process};
 use crate::rundir::{RunDirError, RunRoot};
 
 /// How long a guest may take to pass on a SIGKILL before its machine is stopped instead.
@@ -35,9 +35,17 @@ impl Container {
             Err(error) if error.means_stopped() => Err(RunDirError::Stopped(self.name().into()).into()),
             Err(error) if signal == kill && self.found.alive => {
                 tracing::info!(%error, "the machine is stopped, as its guest does not do it");
-                Ok(self.link()?.request(&Request::Stop, &[]).map(drop)?)
+                self.stop_machine()
             }
             result => result,
+        }
+    }
+
+    /// Ends the machine, whatever its guest does.
+    fn stop_machine(&self) -> Result<(), LifecycleError> {
+        match self.link()?.request(&Request::Stop, &[]) {
+            Ok(_) | Err(LinkError::Ended) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -93,21 +101,30 @@ impl Container {
         }
     }
 
-    /// Removes what is left of it. One whose first process has not been started is ended before, and with `force` any.
+    /// Removes what is left of it. One whose first process has not been started is ended before, and with `force` any;
+    /// the machine is stopped where the guest says that it has done so and has not.
     ///
     /// # Errors
     /// It runs and `force` is not set, or it does not end.
     pub fn delete(self, root: &RunRoot, force: bool) -> Result<(), LifecycleError> {
-        match self.status() {
-            Ok(Status::Stopped) => {}
-            Ok(Status::Created) => self.end()?,
-            Ok(_) | Err(_) if force => self.end()?,
+        let ended = match self.status() {
+            // The guest is not believed where the container must go.
+            Ok(Status::Stopped) => force,
+            Ok(Status::Created) => self.end().map(|()| true)?,
+            Ok(_) | Err(_) if force => self.end().map(|()| true)?,
             Ok(_) => return Err(RunDirError::Running(self.name().into()).into()),
             Err(error) => return Err(error),
-        }
+        };
         if self.found.alive {
             // Its status may be ahead of its owner, who still passes on the last output.
-            self.wait(root, Some(self.patience))?;
+            match self.wait(root, Some(self.patience)) {
+                Err(LifecycleError::Alive { .. }) if ended => {
+                    tracing::info!("the machine is stopped, as its guest has not ended the container");
+                    self.stop_machine()?;
+                    self.wait(root, Some(self.patience))?;
+                }
+                result => result?,
+            }
         }
         if let Some(cgroup) = &self.found.state.cgroup {
             host_cgroup::remove(cgroup, self.patience)?;
