@@ -224,8 +224,9 @@ fn readable(stream: &UnixStream, exited: Option<&EventFd>) -> nix::Result<Readab
         };
         match poll(&mut watched, timeout) {
             Ok(0) => return Ok(Readable::Nothing),
-            Ok(_) if watched[0].any().unwrap_or(true) => return Ok(Readable::Stream),
-            Ok(_) => return Ok(Readable::Exited),
+            // Before the stream, which may be one that is always ready.
+            Ok(_) if watched.get(1).is_some_and(|exited| exited.any().unwrap_or(true)) => return Ok(Readable::Exited),
+            Ok(_) => return Ok(Readable::Stream),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }
