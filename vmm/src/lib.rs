@@ -2,8 +2,8 @@
 //!
 //! # The way in
 //! `husk-vmm` is started with every file and socket that it needs as open descriptors. One of them holds the
-//! [configuration](husk_vmm_config::Config), which names the others; [`resources`] takes them. From then on it opens
-//! one thing by name, `/dev/kvm` in [`kvm`], and that before anything of the guest runs.
+//! [configuration](husk_vmm_config::Config), which names the others; [`resources`] takes them. It opens
+//! nothing by name.
 //!
 //! [`machine::Machine::boot`] reads as the story of a boot: [guest memory](memory), [interrupt
 //! controllers](x86_64::interrupts), [devices], [vCPUs](vcpu), [kernel](x86_64::boot), start.

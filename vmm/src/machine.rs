@@ -81,8 +81,8 @@ impl Machine {
         ending: &Arc<Ending>,
         timeline: &Arc<Timeline>,
     ) -> Result<Self, MachineError> {
-        let kvm = kvm::open(config.vcpus.count)?;
-        timeline.reach("KVM opened");
+        let kvm = kvm::check(parts.kvm, config.vcpus.count)?;
+        timeline.reach("KVM checked");
 
         let vm = kvm.create_vm().map_err(KvmError::CreateVm)?;
         timeline.reach("machine created");
