@@ -21,6 +21,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod confinement;
 pub mod control;
 pub mod devices;
 pub mod ending;

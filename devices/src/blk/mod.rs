@@ -9,6 +9,7 @@ mod config;
 mod request;
 mod slot;
 mod sys;
+mod system_calls;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -26,6 +27,7 @@ use virtio_queue::{Queue, QueueT};
 pub use self::backend::AttachError;
 use self::slot::Slot;
 pub use self::slot::{DetachError, Handle};
+pub use self::system_calls::{HANDLE_SYSTEM_CALLS, WORKER_SYSTEM_CALLS};
 use self::worker::{Shared, Thread, Worker};
 use crate::virtio::{ActivateError, Activation, Device, DeviceState, StateError, kind};
 
