@@ -24,7 +24,7 @@ pub mod violation;
 use std::io;
 use std::os::fd::RawFd;
 
-use husk_vmm_config::{Effect, Measure};
+use husk_vmm_config::{Effect, Measure, Part};
 use thiserror::Error;
 
 /// Why the process cannot be confined.
@@ -41,8 +41,8 @@ pub enum ConfinementError {
     Limit { resource: &'static str, source: io::Error },
     #[error("the process cannot be kept from being looked into")]
     Dumpable(#[source] io::Error),
-    #[error("the working directory cannot be left")]
-    Directory(#[source] io::Error),
+    #[error(transparent)]
+    Filter(#[from] filters::FilterError),
 }
 
 /// Confines the whole process, which has one thread, to the descriptors `kept` and the standard streams; it will have
@@ -60,6 +60,21 @@ pub fn enter(kept: &[RawFd], most_descriptors: u64) -> Result<Vec<Measure>, Conf
     measures.push(landlock::enter());
     // Last, as a change of credentials or namespaces may set it anew.
     nix::sys::prctl::set_dumpable(false).map_err(|errno| ConfinementError::Dumpable(errno.into()))?;
+    Ok(measures)
+}
+
+/// Confines this process and its thread as the main thread of a machine, and tells how far that goes.
+///
+/// # Errors
+/// As [`enter`] and [`filters::enter`].
+pub fn measure() -> Result<Vec<Measure>, ConfinementError> {
+    let mut measures = enter(&[], limits::FEW_DESCRIPTORS)?;
+    filters::enter(filters::Kind::Main)?;
+    measures.push(Measure {
+        part: Part::Filters,
+        effect: Effect::Full,
+        detail: "a filter of system calls for each kind of thread".into(),
+    });
     Ok(measures)
 }
 

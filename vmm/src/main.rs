@@ -1,4 +1,5 @@
-//! `husk-vmm --config-fd N`: runs one machine until its end.
+//! `husk-vmm --config-fd N`: runs one machine until its end. `husk-vmm --confinement` confines itself as it would for a
+//! machine and prints how far that goes on this host, as JSON.
 //!
 //! | exit code | end |
 //! |---|---|
@@ -35,7 +36,7 @@ use husk_vmm::threads::panic_text;
 use husk_vmm::timeline::{Timeline, now};
 use husk_vmm_config::{Config, Descriptor, End, ExitCounts, Report};
 
-const USAGE: &str = "usage: husk-vmm --config-fd N\n       husk-vmm --version";
+const USAGE: &str = "usage: husk-vmm --config-fd N\n       husk-vmm --confinement\n       husk-vmm --version";
 const UNUSABLE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -50,9 +51,16 @@ fn main() -> ExitCode {
 }
 
 fn run(started: u64) -> anyhow::Result<u8> {
-    let Some(config_fd) = parse_arguments()? else {
-        println!("husk-vmm {}", env!("CARGO_PKG_VERSION"));
-        return Ok(0);
+    let config_fd = match parse_arguments()? {
+        Task::Machine(config_fd) => config_fd,
+        Task::Confinement => {
+            println!("{}", serde_json::to_string(&confinement::measure()?)?);
+            return Ok(0);
+        }
+        Task::Version => {
+            println!("husk-vmm {}", env!("CARGO_PKG_VERSION"));
+            return Ok(0);
+        }
     };
     log::start();
     let timeline = Arc::new(Timeline::new());
@@ -130,17 +138,24 @@ fn confine(config: &Config) -> Result<(), ConfinementError> {
     Ok(())
 }
 
-/// The number behind `--config-fd`, or `None` for `--version`.
-fn parse_arguments() -> anyhow::Result<Option<Descriptor>> {
+/// What the command line asks for.
+enum Task {
+    Machine(Descriptor),
+    Confinement,
+    Version,
+}
+
+fn parse_arguments() -> anyhow::Result<Task> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let words: Vec<_> = arguments.iter().map(|word| word.to_str().unwrap_or_default()).collect();
     match words.as_slice() {
-        ["--version"] => Ok(None),
+        ["--version"] => Ok(Task::Version),
+        ["--confinement"] => Ok(Task::Confinement),
         ["--config-fd", number] => {
             let number = number
                 .parse()
                 .with_context(|| format!("{number:?} is not the number of a descriptor\n{USAGE}"))?;
-            Ok(Some(Descriptor(number)))
+            Ok(Task::Machine(Descriptor(number)))
         }
         _ => bail!("{USAGE}"),
     }

@@ -14,6 +14,8 @@ use super::ConfinementError;
 /// Descriptors beside those that grow with the machine: 1,024 connections to the guest, each of which may be an accepted
 /// client and a pair for a moment, clients of control socket and console, devices.
 const BASE: u64 = 2304;
+/// What a process needs that has no machine.
+pub(super) const FEW_DESCRIPTORS: u64 = 512;
 /// How much a file may grow that is not a disk, in bytes: the log, twice as long as it is allowed to become.
 const GROWTH: u64 = 2 << 20;
 
