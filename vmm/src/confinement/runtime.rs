@@ -35,10 +35,18 @@ pub(super) const SYSTEM_CALLS: &[SystemCall] = &[
     SystemCall::any(libc::SYS_rt_sigreturn),
     SystemCall::any(libc::SYS_rt_sigprocmask),
     SystemCall::any(libc::SYS_restart_syscall),
-    // How a process aborts.
+    // How a process aborts, or dies of an access to memory that it does not have.
     SystemCall::with(
         libc::SYS_rt_sigaction,
         &[Condition::is(0, libc::SIGABRT.cast_unsigned())],
+    ),
+    SystemCall::with(
+        libc::SYS_rt_sigaction,
+        &[Condition::is(0, libc::SIGSEGV.cast_unsigned())],
+    ),
+    SystemCall::with(
+        libc::SYS_rt_sigaction,
+        &[Condition::is(0, libc::SIGBUS.cast_unsigned())],
     ),
     SystemCall::any(libc::SYS_getpid),
     SystemCall::any(libc::SYS_gettid),
