@@ -1,6 +1,7 @@
 //! `husk doctor`: what this host has and what it lacks.
 
 mod checks;
+mod confinement;
 mod kvm;
 
 use std::fs::File;
