@@ -169,3 +169,47 @@ fn condition(condition: &Condition) -> Result<SeccompCondition, BackendError> {
         condition.value.into(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_allowed_without_a_condition_stays_so() {
+        for order in [[true, false], [false, true]] {
+            let mut rules = Rules(BTreeMap::new());
+            for with in order {
+                let condition = Condition::is(0, 1);
+                let conditions = if with { &[condition][..] } else { &[] };
+                rules.allow(7, conditions).unwrap();
+            }
+            assert_eq!(rules.0[&7], Vec::new());
+        }
+        let mut rules = Rules(BTreeMap::new());
+        rules.allow(7, &[Condition::is(0, 1)]).unwrap();
+        rules.allow(7, &[Condition::is(0, 2)]).unwrap();
+        assert_eq!(rules.0[&7].len(), 2);
+    }
+
+    #[test]
+    fn no_thread_makes_threads_processes_or_sockets_to_others() {
+        let never = [
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_execve,
+            libc::SYS_openat,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_kill,
+            libc::SYS_prctl,
+            libc::SYS_seccomp,
+            libc::SYS_ptrace,
+        ];
+        for kind in Kind::ALL {
+            let Rules(rules) = Rules::new(kind).unwrap();
+            for number in never {
+                assert!(!rules.contains_key(&number), "{number} in a {kind} thread");
+            }
+        }
+    }
+}
