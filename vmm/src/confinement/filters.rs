@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use husk_devices::system_calls::{Condition, SystemCall};
+use husk_devices::virtio::mmio;
 use husk_devices::{blk, event, rng, serial, vsock};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -75,14 +76,14 @@ impl Kind {
 
     fn lists(self) -> Vec<&'static [SystemCall]> {
         let own: &[&[SystemCall]] = match self {
-            Self::Main => &[control::SYSTEM_CALLS, blk::HANDLE_SYSTEM_CALLS],
+            Self::Main => &[control::SYSTEM_CALLS, mmio::SYSTEM_CALLS, blk::HANDLE_SYSTEM_CALLS],
             Self::Devices => &[
                 event::SYSTEM_CALLS,
                 vsock::SYSTEM_CALLS,
                 rng::SYSTEM_CALLS,
                 serial::SYSTEM_CALLS,
             ],
-            Self::Vcpu => &[vcpu::SYSTEM_CALLS],
+            Self::Vcpu => &[vcpu::SYSTEM_CALLS, mmio::SYSTEM_CALLS],
             Self::Disk => &[blk::WORKER_SYSTEM_CALLS],
         };
         [&[runtime::SYSTEM_CALLS], own].concat()

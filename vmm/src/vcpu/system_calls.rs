@@ -6,17 +6,12 @@ use husk_devices::system_calls::{Condition, SystemCall};
 use kvm_bindings::{KVMIO, kvm_regs};
 use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, ioctl_expr};
 
-/// What a vCPU's thread does. Its accesses to registers make devices start and stop, which duplicates event descriptors,
-/// signals and waits for other threads, and closes.
+/// What a vCPU's thread does, beside what its accesses to registers make the devices' transports do.
 pub const SYSTEM_CALLS: &[SystemCall] = &[
     SystemCall::with(libc::SYS_ioctl, &RUN),
     SystemCall::with(libc::SYS_ioctl, &KVMCLOCK_CTRL),
     // Where the guest was when KVM could not go on.
     SystemCall::with(libc::SYS_ioctl, &GET_REGS),
-    SystemCall::with(
-        libc::SYS_fcntl,
-        &[Condition::is(1, libc::F_DUPFD_CLOEXEC.cast_unsigned())],
-    ),
 ];
 
 const RUN: [Condition; 1] = request(_IOC_NONE, 0x80, 0);
