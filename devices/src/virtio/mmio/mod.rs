@@ -38,6 +38,8 @@ pub const SYSTEM_CALLS: &[SystemCall] = &[
         libc::SYS_fcntl,
         &[Condition::is(1, libc::F_DUPFD_CLOEXEC.cast_unsigned())],
     ),
+    // A C library makes sure of the flag itself, for kernels that forgot it.
+    SystemCall::with(libc::SYS_fcntl, &[Condition::is(1, libc::F_SETFD.cast_unsigned())]),
 ];
 
 /// Why a transport cannot be built.
