@@ -1,5 +1,7 @@
 //! `husk create`: a container that waits for `husk start`, owned by a monitor.
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
 use husk_sandbox::artefacts;
 use husk_sandbox::bundle::Bundle;
@@ -16,7 +18,7 @@ use crate::{doctor, monitor};
 pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
     rundir::check_name(&args.id)?;
     check_descriptors(&args.pid)?;
-    doctor::require_kvm()?;
+    let kvm = Arc::new(doctor::open_kvm()?);
     let bundle = Bundle::load(&absolute(&args.bundle)?)?;
     let cache = args.image_cache.clone().unwrap_or_else(artefacts::default_image_cache);
     let charge = Charge {
@@ -24,6 +26,7 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
         name: args.id.clone(),
         disk: Disk::Directory(Cache::open(&cache, DEFAULT_LIMIT)?),
         options: Options {
+            kvm,
             cpus: bundle.machine.cpus,
             memory_mib: bundle.machine.memory_mib,
             disks: 1,

@@ -34,7 +34,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     let timeline = Arc::new(Timeline::default());
     timeline.note("husk started", started);
-    doctor::require_kvm()?;
+    let kvm = Arc::new(doctor::open_kvm()?);
     if let (Some(word), None) = (&args.id, &args.source.bundle) {
         bail!("the command stands behind two dashes: -- {word}; a name is given with --name");
     }
@@ -54,6 +54,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     };
     timeline.reach("bundle read");
     let options = Options {
+        kvm,
         cpus: args.cpus.unwrap_or(bundle.machine.cpus),
         memory_mib: args.memory.unwrap_or(bundle.machine.memory_mib),
         disks: 1,

@@ -7,6 +7,19 @@ use std::time::Duration;
 use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps};
 use thiserror::Error;
 
+use crate::system_calls::SystemCall;
+
+/// What the loop's thread does, without the devices in it.
+pub const SYSTEM_CALLS: &[SystemCall] = &[
+    SystemCall::any(libc::SYS_epoll_ctl),
+    // Which of the two waits is up to the C library.
+    #[cfg(target_arch = "x86_64")]
+    SystemCall::any(libc::SYS_epoll_wait),
+    SystemCall::any(libc::SYS_epoll_pwait),
+    // Taking an event.
+    SystemCall::any(libc::SYS_read),
+];
+
 /// How long the loop may take to answer. It never blocks, so a loop that needs longer is broken.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 

@@ -26,6 +26,7 @@ pub mod power;
 pub mod pvpanic;
 pub mod rng;
 pub mod serial;
+pub mod system_calls;
 pub mod virtio;
 pub mod vsock;
 

@@ -3,6 +3,7 @@
 mod containers;
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
@@ -29,6 +30,8 @@ use crate::timeline::Timeline;
 /// What a sandbox is to be.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// `/dev/kvm`, opened for reading and writing.
+    pub kvm: Arc<File>,
     /// vCPUs.
     pub cpus: u32,
     /// Guest memory in MiB.
@@ -88,6 +91,8 @@ pub enum SandboxError {
         #[source]
         source: MachineError,
     },
+    #[error("no descriptor is left")]
+    Descriptor(#[source] io::Error),
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
     #[error(
@@ -135,8 +140,10 @@ impl Sandbox {
         let guest = artefacts::guest()?;
         let boot = kernel::boot(&guest, options.kernel.as_deref(), options.console)?;
         let disks: VecDeque<String> = (0..options.disks).map(|index| format!("husk-{index}")).collect();
+        let kvm = options.kvm.try_clone().map_err(SandboxError::Descriptor)?;
         let parts = Parts {
             program,
+            kvm: kvm.into(),
             kernel: boot.kernel,
             initramfs: boot.initramfs,
             command_line: boot.command_line,

@@ -5,6 +5,7 @@
 mod badinput;
 mod bundle;
 mod cli;
+mod confinement;
 mod containerd;
 mod cp;
 mod debian;

@@ -1,5 +1,6 @@
 //! Several containers in one virtual machine, as a pod has them: what the library does for those who make pods.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::process;
 use std::sync::Arc;
@@ -33,7 +34,9 @@ impl<'h> Pod<'h> {
             // tests wait for their turn.
             unsafe { std::env::set_var(name, prepared::bin().join(file)) };
         }
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
         let options = Options {
+            kvm: Arc::new(kvm),
             cpus: 1,
             memory_mib: 256,
             disks: 3,

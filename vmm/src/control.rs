@@ -3,6 +3,7 @@
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use husk_devices::system_calls::SystemCall;
 use husk_vmm_config::{End, MAX_MESSAGE, MAX_PARTS, Request, Response};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -11,6 +12,18 @@ use thiserror::Error;
 
 use crate::ending::{Ending, chain};
 use crate::machine::Machine;
+
+/// What the control loop asks of the host's kernel, beside what it takes to put files into disk slots and to pause devices.
+pub const SYSTEM_CALLS: &[SystemCall] = &[
+    // Which of the two waits is up to the C library.
+    #[cfg(target_arch = "x86_64")]
+    SystemCall::any(libc::SYS_epoll_wait),
+    SystemCall::any(libc::SYS_epoll_pwait),
+    SystemCall::any(libc::SYS_epoll_ctl),
+    SystemCall::any(libc::SYS_accept4),
+    SystemCall::any(libc::SYS_recvmsg),
+    SystemCall::any(libc::SYS_sendto),
+];
 
 /// Clients that are served at the same time; one more is hung up on.
 const MAX_CLIENTS: usize = 16;

@@ -21,6 +21,7 @@ use husk_vmm_config::{Config, End};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use thiserror::Error;
 
+use crate::confinement::filters::{self, FilterError, Kind};
 use crate::ending::Ending;
 use crate::memory::Memory;
 use crate::resources::DeviceFiles;
@@ -44,6 +45,8 @@ pub enum DevicesError {
     Loop(#[source] event_manager::Error),
     #[error("the thread of the devices' event loop cannot be started")]
     LoopThread(#[source] io::Error),
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     #[error(transparent)]
     Interrupt(#[from] InterruptError),
     #[error("two devices have the same addresses")]
@@ -117,7 +120,9 @@ impl Devices {
                 read_only: disk.read_only,
                 queues: disk.queues,
             };
-            let (device, slot) = Block::new(options).map_err(|error| DevicesError::Disk(disk.id.clone(), error))?;
+            let confine = disk_filter(ending);
+            let (device, slot) =
+                Block::new(options, confine).map_err(|error| DevicesError::Disk(disk.id.clone(), error))?;
             if let Some(file) = file {
                 slot.attach(file)
                     .map_err(|error| DevicesError::Attach(disk.id.clone(), error))?;
@@ -217,6 +222,17 @@ impl Devices {
         found
             .map(|(_, slot)| slot)
             .ok_or_else(|| DevicesError::NoDisk(disk.to_owned()))
+    }
+}
+
+/// What a disk's thread does first. Without its filter it serves nothing, and the machine ends.
+fn disk_filter(ending: &Arc<Ending>) -> impl FnOnce() -> io::Result<()> + Clone + Send + 'static {
+    let ending = Arc::clone(ending);
+    move || {
+        filters::enter(Kind::Disk).map_err(|error| {
+            ending.fail(&error);
+            io::Error::other(error)
+        })
     }
 }
 
@@ -366,6 +382,7 @@ impl EventThread {
         let thread = threads::spawn("devices".into(), ending, {
             let over = Arc::clone(&over);
             move || {
+                filters::enter(Kind::Devices)?;
                 while !over.load(Ordering::SeqCst) {
                     events.run().map_err(DevicesError::Loop)?;
                 }

@@ -93,8 +93,7 @@ mod tests {
 
     #[test]
     fn an_error_is_told_with_its_causes() {
-        let cause = io::Error::other("no luck");
-        let error = crate::kvm::KvmError::Open(cause);
-        assert!(chain(&error).ends_with("says what to do: no luck"));
+        let error = crate::memory::MemoryError::Advise(io::Error::other("no luck"));
+        assert!(chain(&error).ends_with("out of core dumps: no luck"));
     }
 }

@@ -1,6 +1,6 @@
-//! The way to KVM: `/dev/kvm` is opened here and nowhere else, and checked for what a machine needs.
+//! The way to KVM: its device is checked for what a machine needs.
 
-use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use kvm_bindings::{KVM_API_VERSION, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -25,12 +25,8 @@ const NEEDED: &[(Cap, &str)] = &[
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum KvmError {
-    #[error("there is no /dev/kvm: this host offers no virtualization; `husk doctor` says what to do")]
-    Absent(#[source] io::Error),
-    #[error("no permission to open /dev/kvm: join its group (often `kvm`); `husk doctor` says more")]
-    Permission(#[source] io::Error),
-    #[error("/dev/kvm cannot be opened; `husk doctor` says what to do")]
-    Open(#[source] io::Error),
+    #[error("the KVM device is another device")]
+    NotKvm,
     #[error("KVM speaks API version {0}; version {KVM_API_VERSION} is needed")]
     Version(i32),
     #[error("this host's KVM lacks {0}")]
@@ -47,22 +43,18 @@ pub enum KvmError {
     },
 }
 
-/// Opens `/dev/kvm` and checks that a machine of `vcpus` vCPUs is possible.
+/// Checks that a machine of `vcpus` vCPUs is possible with the device, which is `/dev/kvm`, open.
 ///
 /// # Errors
 /// What is missing on this host, by name.
-pub fn open(vcpus: u32) -> Result<Kvm, KvmError> {
-    let kvm = Kvm::new().map_err(|error| {
-        let source = io::Error::from(error);
-        match source.kind() {
-            io::ErrorKind::NotFound => KvmError::Absent(source),
-            io::ErrorKind::PermissionDenied => KvmError::Permission(source),
-            _ => KvmError::Open(source),
-        }
-    })?;
-    let version = kvm.get_api_version();
-    if u32::try_from(version) != Ok(KVM_API_VERSION) {
-        return Err(KvmError::Version(version));
+#[allow(unsafe_code)]
+pub fn check(device: OwnedFd, vcpus: u32) -> Result<Kvm, KvmError> {
+    // SAFETY: the descriptor is open, and its owner gives it away.
+    let kvm = unsafe { Kvm::from_raw_fd(device.into_raw_fd()) };
+    match kvm.get_api_version() {
+        ..0 => return Err(KvmError::NotKvm),
+        version if version.cast_unsigned() != KVM_API_VERSION => return Err(KvmError::Version(version)),
+        _ => {}
     }
     if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
         return Err(KvmError::Capability(name));

@@ -2,13 +2,16 @@
 //!
 //! # The way in
 //! `husk-vmm` is started with every file and socket that it needs as open descriptors. One of them holds the
-//! [configuration](husk_vmm_config::Config), which names the others; [`resources`] takes them. From then on it opens
-//! one thing by name, `/dev/kvm` in [`kvm`], and that before anything of the guest runs.
+//! [configuration](husk_vmm_config::Config), which names the others; [`resources`] takes them. It opens nothing
+//! by name.
 //!
-//! [`machine::Machine::boot`] reads as the story of a boot: [guest memory](memory), [interrupt
-//! controllers](x86_64::interrupts), [devices], [vCPUs](vcpu), [kernel](x86_64::boot), start.
+//! Before anything of the guest runs the process gives up all that it does not need for them: [`confinement`].
+//!
+//! [`machine::Machine::build`] reads as the story of a boot: [guest memory](memory), [interrupt
+//! controllers](x86_64::interrupts), [devices], [vCPUs](vcpu), [kernel](x86_64::boot).
 //!
 //! # Threads
+//! All of them start before the guest does, and each takes the [filter](confinement::filters) of its kind:
 //! - the main thread is the [control loop](control): requests, the owner's lifeline, the machine's [end](ending);
 //! - each vCPU has one, which runs the guest and serves its register accesses;
 //! - one event loop serves the devices that never block;
@@ -21,6 +24,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod confinement;
 pub mod control;
 pub mod devices;
 pub mod ending;

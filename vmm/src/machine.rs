@@ -57,7 +57,7 @@ pub enum RequestError {
     Devices(#[from] DevicesError),
 }
 
-/// A machine with a running guest.
+/// A machine with a guest.
 pub struct Machine {
     // In the order in which they go: threads first, then devices, then the machine itself.
     vcpus: Vec<Running>,
@@ -71,18 +71,19 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine that `config` describes out of `parts`, loads the kernel and starts it.
+    /// Builds the machine that `config` describes out of `parts` and loads the kernel. All its threads are there
+    /// afterwards; the guest waits for [`run`](Self::run).
     ///
     /// # Errors
     /// The first thing that cannot be had.
-    pub fn boot(
+    pub fn build(
         config: &Config,
         parts: Parts,
         ending: &Arc<Ending>,
         timeline: &Arc<Timeline>,
     ) -> Result<Self, MachineError> {
-        let kvm = kvm::open(config.vcpus.count)?;
-        timeline.reach("KVM opened");
+        let kvm = kvm::check(parts.kvm, config.vcpus.count)?;
+        timeline.reach("KVM checked");
 
         let vm = kvm.create_vm().map_err(KvmError::CreateVm)?;
         timeline.reach("machine created");
@@ -121,12 +122,19 @@ impl Machine {
             _vm: vm,
             memory,
         };
-        machine.start(vcpus)?;
+        // The vCPUs stand before the guest until the machine runs.
+        machine.gate.close();
+        machine.start_threads(vcpus)?;
         Ok(machine)
     }
 
+    /// Lets the guest run, for the first time.
+    pub fn run(&self) {
+        self.gate.open();
+    }
+
     /// Starts the vCPUs' threads, the boot processor's last: the others wait in KVM for its call.
-    fn start(&mut self, vcpus: Vec<Vcpu>) -> Result<(), VcpuError> {
+    fn start_threads(&mut self, vcpus: Vec<Vcpu>) -> Result<(), VcpuError> {
         let shared = vcpu::Shared {
             mmio: self.devices.mmio(),
             pio: self.devices.pio(),

@@ -1,4 +1,5 @@
-//! `husk-vmm --config-fd N`: runs one machine until its end.
+//! `husk-vmm --config-fd N`: runs one machine until its end. `husk-vmm --confinement` confines itself as it would for a
+//! machine and prints how far that goes on this host, as JSON.
 //!
 //! | exit code | end |
 //! |---|---|
@@ -11,6 +12,7 @@
 //! | 13 | KVM cannot continue a vCPU |
 //! | 14 | the owner stopped the machine |
 //! | 15 | the owner is gone |
+//! | 16 | a thread made a system call that its filter does not allow |
 
 #![deny(unsafe_code)]
 
@@ -23,6 +25,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use husk_vmm::confinement::filters::{self, Kind};
+use husk_vmm::confinement::{self, ConfinementError, limits, violation};
 use husk_vmm::control::Control;
 use husk_vmm::ending::{Ending, chain};
 use husk_vmm::machine::Machine;
@@ -32,7 +36,7 @@ use husk_vmm::threads::panic_text;
 use husk_vmm::timeline::{Timeline, now};
 use husk_vmm_config::{Config, Descriptor, End, ExitCounts, Report};
 
-const USAGE: &str = "usage: husk-vmm --config-fd N\n       husk-vmm --version";
+const USAGE: &str = "usage: husk-vmm --config-fd N\n       husk-vmm --confinement\n       husk-vmm --version";
 const UNUSABLE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -47,9 +51,16 @@ fn main() -> ExitCode {
 }
 
 fn run(started: u64) -> anyhow::Result<u8> {
-    let Some(config_fd) = parse_arguments()? else {
-        println!("husk-vmm {}", env!("CARGO_PKG_VERSION"));
-        return Ok(0);
+    let config_fd = match parse_arguments()? {
+        Task::Machine(config_fd) => config_fd,
+        Task::Confinement => {
+            println!("{}", serde_json::to_string(&confinement::measure()?)?);
+            return Ok(0);
+        }
+        Task::Version => {
+            println!("husk-vmm {}", env!("CARGO_PKG_VERSION"));
+            return Ok(0);
+        }
     };
     log::start();
     let timeline = Arc::new(Timeline::new());
@@ -58,6 +69,7 @@ fn run(started: u64) -> anyhow::Result<u8> {
     let config = read_config(config_fd)?;
     let reporter = Arc::new(Reporter::new(take(config.report, "report")?));
     report_panics(&reporter);
+    violation::report_to(&reporter).context("violations cannot be reported")?;
     timeline.reach("configuration read");
 
     let (report, machine) = live(&config, &timeline);
@@ -77,10 +89,6 @@ fn live(config: &Config, timeline: &Arc<Timeline>) -> (Report, Option<Machine>) 
         exits: ExitCounts::default(),
         phases: timeline.phases(),
     };
-    let ending = match Ending::new() {
-        Ok(ending) => Arc::new(ending),
-        Err(error) => return (failed(&error), None),
-    };
     // SAFETY: nothing else in this process uses the descriptors it was started with.
     #[allow(unsafe_code)]
     let Resources {
@@ -91,28 +99,63 @@ fn live(config: &Config, timeline: &Arc<Timeline>) -> (Report, Option<Machine>) 
         Ok(resources) => resources,
         Err(error) => return (failed(&error), None),
     };
-    let mut machine = match Machine::boot(config, parts, &ending, timeline) {
+    // Nothing else has been opened yet: what the configuration does not name is closed.
+    if let Err(error) = confine(config) {
+        return (failed(&error), None);
+    }
+    timeline.reach("process confined");
+    let ending = match Ending::new() {
+        Ok(ending) => Arc::new(ending),
+        Err(error) => return (failed(&error), None),
+    };
+    let mut machine = match Machine::build(config, parts, &ending, timeline) {
         Ok(machine) => machine,
         Err(error) => return (failed(&error), None),
     };
-    let control = Control::new(control, lifeline, &ending);
-    if let Err(error) = control.and_then(|mut control| control.run(&mut machine, &ending)) {
+    let mut control = match Control::new(control, lifeline, &ending) {
+        Ok(control) => control,
+        Err(error) => return (failed(&error), None),
+    };
+    if let Err(error) = limits::built(config) {
+        return (failed(&error), None);
+    }
+    if let Err(error) = filters::enter(Kind::Main) {
+        return (failed(&error), None);
+    }
+    timeline.reach("main thread confined");
+    machine.run();
+    if let Err(error) = control.run(&mut machine, &ending) {
         ending.fail(&error);
     }
     (machine.stop(), Some(machine))
 }
 
-/// The number behind `--config-fd`, or `None` for `--version`.
-fn parse_arguments() -> anyhow::Result<Option<Descriptor>> {
+/// Gives up what the process does not need for its descriptors.
+fn confine(config: &Config) -> Result<(), ConfinementError> {
+    let kept: Vec<_> = config.descriptors().map(|Descriptor(fd)| fd).collect();
+    let measures = confinement::enter(&kept, limits::most_descriptors(config))?;
+    confinement::log(&measures);
+    Ok(())
+}
+
+/// What the command line asks for.
+enum Task {
+    Machine(Descriptor),
+    Confinement,
+    Version,
+}
+
+fn parse_arguments() -> anyhow::Result<Task> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let words: Vec<_> = arguments.iter().map(|word| word.to_str().unwrap_or_default()).collect();
     match words.as_slice() {
-        ["--version"] => Ok(None),
+        ["--version"] => Ok(Task::Version),
+        ["--confinement"] => Ok(Task::Confinement),
         ["--config-fd", number] => {
             let number = number
                 .parse()
                 .with_context(|| format!("{number:?} is not the number of a descriptor\n{USAGE}"))?;
-            Ok(Some(Descriptor(number)))
+            Ok(Task::Machine(Descriptor(number)))
         }
         _ => bail!("{USAGE}"),
     }
@@ -132,17 +175,19 @@ fn take(fd: Descriptor, what: &str) -> anyhow::Result<OwnedFd> {
 /// A panic ends the process; the owner is told why before that.
 fn report_panics(reporter: &Arc<Reporter>) {
     let reporter = Arc::clone(reporter);
-    let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
-        print(panic);
         let thread = std::thread::current();
-        let end = End::Failed {
-            reason: format!(
-                "the thread {} panicked: {}",
-                thread.name().unwrap_or("without a name"),
-                panic_text(panic.payload())
-            ),
-        };
+        let reason = format!(
+            "the thread {} panicked: {}",
+            thread.name().unwrap_or("without a name"),
+            panic_text(panic.payload())
+        );
+        // Without a trace: to tell functions by name, a process must read its own program.
+        match panic.location() {
+            Some(location) => eprintln!("husk-vmm: {reason} ({location})"),
+            None => eprintln!("husk-vmm: {reason}"),
+        }
+        let end = End::Failed { reason };
         let code = exit_code(&end);
         // If the owner does not take it, there is nobody left to tell.
         let _ = reporter.write(&Report {

@@ -26,6 +26,8 @@ pub struct Resources {
 /// What a machine is made of.
 #[derive(Debug)]
 pub struct Parts {
+    /// `/dev/kvm`.
+    pub kvm: OwnedFd,
     /// What the guest boots.
     pub boot: BootFiles,
     /// What its devices need.
@@ -108,6 +110,7 @@ impl Resources {
         }
         let console = config.console.map(|console| console.listener);
         let parts = Parts {
+            kvm: take(config.kvm, "KVM device", Kind::Device)?,
             boot: BootFiles {
                 kernel: file(config.kernel.image, "kernel image")?,
                 initramfs,
@@ -159,6 +162,7 @@ pub unsafe fn take(fd: Descriptor, what: &str) -> Result<OwnedFd, ResourceError>
 
 #[derive(Clone, Copy)]
 enum Kind {
+    Device,
     File,
     Disk,
     Lifeline,
@@ -170,6 +174,7 @@ enum Kind {
 impl Kind {
     fn expected(self) -> &'static str {
         match self {
+            Self::Device => "a character device",
             Self::File => "a regular file",
             Self::Disk => "a regular file or a block device",
             Self::Lifeline => "a pipe or a socket",
@@ -183,6 +188,7 @@ impl Kind {
         let mode = fstat(fd).map_err(|errno| examine(fd, what, errno))?.st_mode;
         let kind = SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits());
         let right = match self {
+            Self::Device => kind == SFlag::S_IFCHR,
             Self::File => kind == SFlag::S_IFREG,
             Self::Disk => kind == SFlag::S_IFREG || kind == SFlag::S_IFBLK,
             Self::Lifeline => kind == SFlag::S_IFIFO || kind == SFlag::S_IFSOCK,
@@ -252,6 +258,9 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             UnixListener::bind(directory.path().join("socket")).unwrap()
         };
+        let null = File::open("/dev/null").unwrap();
+        assert_eq!(check(null, Kind::Device), Ok(()));
+        assert!(check(file(), Kind::Device).unwrap_err().contains("a character device"));
         assert_eq!(check(file(), Kind::File), Ok(()));
         assert_eq!(check(file(), Kind::Disk), Ok(()));
         assert_eq!(check(stream(), Kind::Lifeline), Ok(()));

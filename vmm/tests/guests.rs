@@ -132,6 +132,53 @@ fn the_owner_can_pause_resume_kick_and_stop() {
     }
 }
 
+/// `mov dword [address], value`, in 32-bit mode.
+fn store(address: u32, value: u32) -> Vec<u8> {
+    [&[0xc7, 0x05][..], &address.to_le_bytes(), &value.to_le_bytes()].concat()
+}
+
+#[test]
+fn a_driver_resets_and_starts_a_disk_and_the_owner_pauses_it() {
+    if !kvm_is_there() {
+        return;
+    }
+    // The first disk comes behind vsock and random numbers. Status, feature selector and features; no queue.
+    const DISK: u32 = 0xd000_2000;
+    let steps = [
+        (0x70, 0),
+        (0x70, 1),
+        (0x70, 3),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+        (0x70, 15),
+        (0x70, 0),
+        (0x70, 3),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+        (0x70, 15),
+    ];
+    let mut code: Vec<u8> = steps
+        .iter()
+        .flat_map(|(register, value)| store(DISK + register, *value))
+        .collect();
+    code.extend(HALT);
+    let disk = file(&[0; 4096]);
+    let machine = Setup::new(&elf(&code, true)).disk("slot", true, Some(disk)).start();
+    machine.wait_for(|status| exits(&status.exits, "mmio_write") == steps.len() as u64);
+    let client = machine.control();
+    for _ in 0..3 {
+        assert_eq!(client.request(&Request::Pause), Response::Done);
+        assert_eq!(client.request(&Request::Kick), Response::Done);
+        assert_eq!(client.request(&Request::Resume), Response::Done);
+        assert_eq!(client.request(&Request::Detach { disk: "slot".into() }), Response::Done);
+        assert_eq!(client.attach("slot", &file(&[0; 4096])), Response::Done);
+    }
+    assert_eq!(client.request(&Request::Stop), Response::Done);
+    assert_eq!(machine.end().0.end, End::Stopped);
+}
+
 #[test]
 fn a_bad_request_is_refused_with_a_reason_and_harms_nothing() {
     if !kvm_is_there() {

@@ -7,7 +7,7 @@ use husk_sandbox::artefacts;
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::rundir::RunRoot;
 
-use super::{Finding, kvm};
+use super::{Finding, confinement, kvm};
 use crate::args::{DoctorArgs, Global};
 
 /// close_range(2) and `STATX_ATTR_MOUNT_ROOT` are the newest things that husk needs.
@@ -15,7 +15,7 @@ const OLDEST_KERNEL: (u32, u32) = (5, 9);
 
 pub(super) fn all(global: &Global, args: &DoctorArgs) -> Vec<Finding> {
     let cache = args.image_cache.clone().unwrap_or_else(artefacts::default_image_cache);
-    vec![
+    let mut findings = vec![
         kernel(),
         processor(),
         device(),
@@ -23,7 +23,9 @@ pub(super) fn all(global: &Global, args: &DoctorArgs) -> Vec<Finding> {
         guest(),
         run_root(&global.root()),
         image_cache(&cache),
-    ]
+    ];
+    findings.extend(confinement::confinement());
+    findings
 }
 
 fn kernel() -> Finding {

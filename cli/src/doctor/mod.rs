@@ -1,8 +1,10 @@
 //! `husk doctor`: what this host has and what it lacks.
 
 mod checks;
+mod confinement;
 mod kvm;
 
+use std::fs::File;
 use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, Result};
@@ -71,12 +73,9 @@ pub(crate) fn doctor(global: &Global, args: &DoctorArgs) -> Result<u8> {
     Ok(u8::from(findings.iter().any(|finding| finding.outcome == Outcome::Bad)))
 }
 
-/// Refuses to go on without a usable /dev/kvm.
-pub(crate) fn require_kvm() -> Result<()> {
-    match kvm::check() {
-        Ok(_) => Ok(()),
-        Err(error) => Err(anyhow::Error::from(error).context("there is no usable KVM (husk doctor tells more)")),
-    }
+/// A usable /dev/kvm, without which nothing goes on.
+pub(crate) fn open_kvm() -> Result<File> {
+    kvm::check().context("there is no usable KVM (husk doctor tells more)")
 }
 
 fn report(findings: &[Finding], colour: bool) -> String {

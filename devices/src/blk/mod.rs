@@ -2,17 +2,19 @@
 //!
 //! A slot is made empty and has capacity zero. A disk is put into it and taken out of it by its [`Handle`] at any time;
 //! the driver learns of it as a change of the configuration. Data goes between file and guest memory without a copy,
-//! on one thread for each queue.
+//! on one thread for each queue, which are there from the beginning.
 
 mod backend;
 mod config;
 mod request;
 mod slot;
 mod sys;
+mod system_calls;
 #[cfg(test)]
 mod tests;
 mod worker;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -25,7 +27,8 @@ use virtio_queue::{Queue, QueueT};
 pub use self::backend::AttachError;
 use self::slot::Slot;
 pub use self::slot::{DetachError, Handle};
-use self::worker::{Shared, Worker};
+pub use self::system_calls::{HANDLE_SYSTEM_CALLS, WORKER_SYSTEM_CALLS};
+use self::worker::{Shared, Thread, Worker};
 use crate::virtio::{ActivateError, Activation, Device, DeviceState, StateError, kind};
 
 /// The most queues of a slot.
@@ -46,13 +49,15 @@ pub struct Options {
 }
 
 /// Why a slot cannot be made.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum OptionsError {
     #[error("the disk id {0:?} is not 1 to 20 bytes of printable ASCII")]
     Id(String),
     #[error("{0} queues asked for; 1 to {MAX_QUEUES} are possible")]
     Queues(u16),
+    #[error("a disk's thread cannot be started")]
+    Thread(#[source] io::Error),
 }
 
 /// The state of a disk slot. What is on the disk is not part of it, and neither is which disk it is.
@@ -76,6 +81,8 @@ pub struct Block {
     slot: Arc<Slot>,
     queue_sizes: Vec<u16>,
     stopping: Arc<AtomicBool>,
+    /// One for each queue.
+    threads: Vec<Thread>,
     queues: Vec<Place>,
     /// Workers that did not stop in time; until they end, the device cannot be used.
     stuck: Vec<Worker>,
@@ -90,11 +97,15 @@ enum Place {
 }
 
 impl Block {
-    /// An empty slot, and the handle by which a disk gets into it.
+    /// An empty slot, and the handle by which a disk gets into it. Its threads, one for each queue, are started now;
+    /// each calls `entered` before anything else, and serves nothing if that fails.
     ///
     /// # Errors
-    /// An option outside its range.
-    pub fn new(options: Options) -> Result<(Self, Handle), OptionsError> {
+    /// An option outside its range, or a thread that cannot be started.
+    pub fn new(
+        options: Options,
+        entered: impl FnOnce() -> io::Result<()> + Clone + Send + 'static,
+    ) -> Result<(Self, Handle), OptionsError> {
         let printable = options.id.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         if !printable || !(1..=request::ID_LENGTH).contains(&options.id.len()) {
             return Err(OptionsError::Id(options.id));
@@ -102,12 +113,17 @@ impl Block {
         if !(1..=MAX_QUEUES).contains(&options.queues) {
             return Err(OptionsError::Queues(options.queues));
         }
+        let threads = (0..options.queues)
+            .map(|index| Thread::start(format!("{} q{index}", options.id), entered.clone()))
+            .collect::<io::Result<_>>()
+            .map_err(OptionsError::Thread)?;
         let slot = Arc::new(Slot::new(options.id, options.read_only));
         let handle = Handle { slot: slot.clone() };
         let block = Self {
             slot,
             queue_sizes: vec![config::QUEUE_SIZE; usize::from(options.queues)],
             stopping: Arc::default(),
+            threads,
             queues: Vec::new(),
             stuck: Vec::new(),
             stop_limit: STOP_LIMIT,
@@ -160,10 +176,10 @@ impl Device for Block {
             features: activation.features,
             stopping: self.stopping.clone(),
         };
-        for (index, (queue, kick)) in activation.queues.into_iter().zip(activation.kicks).enumerate() {
+        let queues = activation.queues.into_iter().zip(activation.kicks);
+        for ((queue, kick), thread) in queues.zip(&self.threads) {
             let place = if queue.ready() {
-                let name = format!("{} q{index}", self.slot.id);
-                match Worker::start(name, &shared, queue, kick) {
+                match Worker::start(thread, &shared, queue, kick) {
                     Ok(worker) => Place::Worker(worker),
                     Err(error) => {
                         self.deactivate();

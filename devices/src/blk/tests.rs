@@ -37,6 +37,11 @@ fn options(read_only: bool, queues: u16) -> Options {
     }
 }
 
+/// An empty slot.
+fn made(options: Options) -> Result<(Block, Handle), OptionsError> {
+    Block::new(options, || Ok(()))
+}
+
 /// A file of so many sectors whose every sector differs.
 fn image(sectors: usize) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
@@ -63,7 +68,7 @@ fn contents(file: &NamedTempFile) -> Vec<u8> {
 }
 
 fn block(file: &NamedTempFile, read_only: bool, queues: u16) -> Block {
-    let (block, handle) = Block::new(options(read_only, queues)).unwrap();
+    let (block, handle) = made(options(read_only, queues)).unwrap();
     handle.attach(opened(file)).unwrap();
     block
 }

@@ -1,10 +1,13 @@
 //! The thread that answers one queue's requests: a disk can block, so it must not live in the event loop.
+//!
+//! It is there from the device's beginning to its end, whatever the driver does: whoever has given up the right to make
+//! threads can still start and stop the device.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TryRecvError};
+use std::thread;
 use std::time::Instant;
 
 use tracing::{error, warn};
@@ -21,6 +24,7 @@ use crate::virtio::{Interrupt, Memory};
 const STACK: usize = 128 << 10;
 
 /// What all workers of a device are given.
+#[derive(Clone)]
 pub(super) struct Shared {
     pub(super) memory: Memory,
     pub(super) slot: Arc<Slot>,
@@ -30,41 +34,85 @@ pub(super) struct Shared {
     pub(super) stopping: Arc<AtomicBool>,
 }
 
+/// A queue's thread as its device sees it. It ends when this goes and the last worker has stopped.
+pub(super) struct Thread {
+    jobs: Sender<Job>,
+}
+
+impl Thread {
+    /// Starts a thread called `name`. It calls `entered` before anything else, and serves nothing if that fails.
+    pub(super) fn start(name: String, entered: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Self> {
+        let (jobs, receiver) = mpsc::channel::<Job>();
+        thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
+            if let Err(error) = entered() {
+                error!(%error, "a disk's worker cannot be used");
+                return;
+            }
+            for job in receiver {
+                job.serve();
+            }
+        })?;
+        Ok(Self { jobs })
+    }
+}
+
+/// What a thread does in one life of the device.
+struct Job {
+    shared: Shared,
+    queue: Queue,
+    kick: EventFd,
+    /// Where the queue goes afterwards.
+    end: SyncSender<Queue>,
+}
+
+impl Job {
+    fn serve(self) {
+        let Shared {
+            memory,
+            slot,
+            interrupt,
+            features,
+            stopping,
+        } = self.shared;
+        let service = Service::new(memory.clone(), slot, features, stopping.clone());
+        let mut work = Work {
+            memory,
+            queue: self.queue,
+            kick: self.kick,
+            interrupt,
+            stopping,
+            service,
+        };
+        work.run();
+        // Everything but the queue is let go of first. Nobody waits any more if the worker took too long.
+        let _ = self.end.send(work.into_queue());
+    }
+}
+
 /// A running worker as its device sees it.
 pub(super) struct Worker {
     /// Wakes the worker.
     kick: EventFd,
     /// The worker's last word.
     queue: Receiver<Queue>,
-    thread: JoinHandle<()>,
 }
 
 impl Worker {
-    /// Starts a thread called `name` for a queue.
-    pub(super) fn start(name: String, shared: &Shared, queue: Queue, kick: EventFd) -> io::Result<Self> {
+    /// Lets a thread serve a queue.
+    pub(super) fn start(thread: &Thread, shared: &Shared, queue: Queue, kick: EventFd) -> io::Result<Self> {
         let wake = kick.try_clone()?;
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let (memory, slot) = (shared.memory.clone(), shared.slot.clone());
-        let (features, stopping) = (shared.features, shared.stopping.clone());
-        let interrupt = shared.interrupt.clone();
-        let thread = thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
-            let service = Service::new(memory.clone(), slot, features, stopping.clone());
-            let mut work = Work {
-                memory,
-                queue,
-                kick,
-                interrupt,
-                stopping,
-                service,
-            };
-            work.run();
-            // Nobody waits any more if the worker took too long.
-            let _ = sender.send(work.queue);
-        })?;
+        let (end, receiver) = mpsc::sync_channel(1);
+        let job = Job {
+            shared: shared.clone(),
+            queue,
+            kick,
+            end,
+        };
+        let gone = |_| io::Error::other("the disk's thread has ended");
+        thread.jobs.send(job).map_err(gone)?;
         Ok(Self {
             kick: wake,
             queue: receiver,
-            thread,
         })
     }
 
@@ -78,19 +126,12 @@ impl Worker {
     /// Waits for the worker's end until `deadline`; gives itself back if the worker is still at work then.
     pub(super) fn finish(self, deadline: Instant) -> Result<Queue, Self> {
         let left = deadline.saturating_duration_since(Instant::now());
-        match self.queue.recv_timeout(left) {
-            Ok(queue) => {
-                // Ends within the moment in which it drops the rest of what it has.
-                let _ = self.thread.join();
-                Ok(queue)
-            }
-            Err(_) => Err(self),
-        }
+        self.queue.recv_timeout(left).map_err(|_| self)
     }
 
-    /// Whether the thread has ended.
+    /// Whether the thread is done with the queue.
     pub(super) fn is_finished(&self) -> bool {
-        self.thread.is_finished()
+        !matches!(self.queue.try_recv(), Err(TryRecvError::Empty))
     }
 }
 
@@ -105,6 +146,10 @@ struct Work {
 }
 
 impl Work {
+    fn into_queue(self) -> Queue {
+        self.queue
+    }
+
     fn run(&mut self) {
         let mut chain = Chain::new();
         if let Err(error) = self.answer_and_wait(&mut chain) {

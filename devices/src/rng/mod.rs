@@ -13,8 +13,12 @@ use vm_memory::{Address, Bytes};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::event::LoopHandle;
+use crate::system_calls::SystemCall;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::{ActivateError, Activation, Device, DeviceState, Interrupt, Memory, StateError, feature, kind};
+
+/// What the device does in the event loop.
+pub const SYSTEM_CALLS: &[SystemCall] = &[SystemCall::any(libc::SYS_getrandom)];
 
 /// The queue's size: a driver rarely has more than one request under way.
 const QUEUE_SIZE: u16 = 16;

@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub use self::console::Console;
 use self::log::Log;
 use crate::bus::BusDevice;
+use crate::system_calls::{NONBLOCKING, SystemCall};
 
 /// The port's length in I/O ports.
 pub const PORTS: u64 = 8;
@@ -60,6 +61,14 @@ pub struct SerialState {
 }
 
 const STATE_VERSION: u32 = 1;
+
+/// What the console does in the event loop.
+pub const SYSTEM_CALLS: &[SystemCall] = &[
+    SystemCall::any(libc::SYS_accept4),
+    NONBLOCKING,
+    SystemCall::any(libc::SYS_recvfrom),
+    SystemCall::any(libc::SYS_sendto),
+];
 
 /// Raises the port's interrupt.
 struct Line(EventFd);

@@ -31,6 +31,7 @@ mod greeting;
 mod muxer;
 mod packet;
 mod socket;
+mod system_calls;
 mod worker;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ mod tests;
 
 use self::device::Limits;
 pub use self::device::{Vsock, VsockError, VsockState};
+pub use self::system_calls::SYSTEM_CALLS;
 
 /// The context id of the host.
 const HOST_CID: u64 = 2;

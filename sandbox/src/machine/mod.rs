@@ -45,6 +45,8 @@ use crate::rundir::{self, RunDir, short_path};
 pub struct Parts {
     /// The `husk-vmm` program.
     pub program: PathBuf,
+    /// `/dev/kvm`, opened for reading and writing.
+    pub kvm: OwnedFd,
     /// The kernel image.
     pub kernel: File,
     /// Initramfs archives, one behind the other.
@@ -132,6 +134,7 @@ impl Machine {
                 .map_err(resource("the acceptor"))?;
         let mut given = Given::default();
         let config = Config {
+            kvm: given.give(parts.kvm),
             vcpus: Topology {
                 count: parts.cpus,
                 threads_per_core: 1,

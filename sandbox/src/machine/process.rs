@@ -36,11 +36,7 @@ pub(super) fn spawn(
         .arg("--config-fd")
         .arg(config.as_raw_fd().to_string())
         .env_clear()
-        .envs(
-            ["HUSK_LOG", "RUST_BACKTRACE"]
-                .iter()
-                .filter_map(|name| Some((name, std::env::var_os(name)?))),
-        )
+        .envs(std::env::var_os("HUSK_LOG").map(|filter| ("HUSK_LOG", filter)))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(failed)?)

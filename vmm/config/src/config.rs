@@ -28,6 +28,8 @@ pub struct Descriptor(pub i32);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// `/dev/kvm`, opened for reading and writing.
+    pub kvm: Descriptor,
     /// vCPUs and how they are laid out.
     pub vcpus: Topology,
     /// Guest memory in MiB, from [`MIN_MEMORY_MIB`] on.
@@ -255,6 +257,7 @@ impl Config {
     /// All descriptors that the configuration names.
     pub fn descriptors(&self) -> impl Iterator<Item = Descriptor> + '_ {
         [
+            self.kvm,
             self.kernel.image,
             self.vsock.listener,
             self.control,
@@ -275,6 +278,7 @@ mod tests {
 
     fn valid() -> Config {
         Config {
+            kvm: Descriptor(10),
             vcpus: Topology {
                 count: 2,
                 threads_per_core: 1,

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod confinement;
 mod control;
 mod report;
 
@@ -16,5 +17,6 @@ pub use config::{
     Config, ConfigError, Console, Descriptor, Disk, HostPort, Kernel, MAX_COMMAND_LINE, MAX_DISKS, MAX_QUEUES,
     MAX_VCPUS, MIN_MEMORY_MIB, Topology, Vsock,
 };
+pub use confinement::{Effect, Measure, Part};
 pub use control::{MAX_MESSAGE, MAX_PARTS, Request, Response, State, Status};
 pub use report::{End, ExitCounts, Phase, Report};

@@ -35,6 +35,13 @@ pub enum End {
         /// What KVM said.
         reason: String,
     },
+    /// A thread of the machine monitor made a system call that it never makes, and that its filter does not allow.
+    Violation {
+        /// What the thread is for: `main`, `devices`, `vCPU`, `disk`.
+        thread: String,
+        /// The system call's name.
+        system_call: String,
+    },
     /// The owner asked for it.
     Stopped,
     /// The owner is gone: the lifeline hung up.
@@ -54,6 +61,11 @@ impl fmt::Display for End {
             Self::Panic => f.write_str("the guest's kernel panicked"),
             Self::TripleFault => f.write_str("the guest triple-faulted"),
             Self::Vcpu { index, reason } => write!(f, "vCPU {index} cannot continue: {reason}"),
+            Self::Violation { thread, system_call } => write!(
+                f,
+                "husk-vmm was ended: its {thread} thread made the system call {system_call}, which it may not; either \
+                 the guest attacks the host, or this is a fault in husk"
+            ),
             Self::Stopped => f.write_str("the machine was stopped"),
             Self::OwnerGone => f.write_str("the machine's owner is gone"),
             Self::Failed { reason } => write!(f, "the machine failed: {reason}"),

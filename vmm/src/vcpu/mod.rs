@@ -3,15 +3,19 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
 
 use husk_devices::bus::{MmioBus, PioBus};
 use husk_vmm_config::End;
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use nix::errno::Errno;
+use nix::unistd::{getpid, gettid};
 use thiserror::Error;
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
+use crate::confinement::filters::{self, FilterError, Kind};
 use crate::ending::Ending;
 use crate::memory::Memory;
 use crate::timeline::Timeline;
@@ -21,10 +25,12 @@ use crate::x86_64::msrs::{self, MsrError};
 mod counts;
 mod gate;
 mod run_page;
+mod system_calls;
 
 pub use counts::{Counts, Exit};
 pub use gate::{Gate, Passage};
 use run_page::RunPage;
+pub use system_calls::SYSTEM_CALLS;
 
 /// Why a vCPU could not be made or does not run.
 #[derive(Debug, Error)]
@@ -42,6 +48,8 @@ pub enum VcpuError {
     Msrs { index: u32, source: MsrError },
     #[error("the thread of vCPU {index} cannot be started")]
     Thread { index: u32, source: io::Error },
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     #[error("the signal that makes vCPUs leave the guest cannot be set up")]
     Signal(#[source] kvm_ioctls::Error),
     #[error("the signal that makes vCPUs leave the guest cannot be unblocked: {0}")]
@@ -78,6 +86,8 @@ pub struct Vcpu {
 #[derive(Debug)]
 pub struct Running {
     thread: JoinHandle<()>,
+    /// The thread's number, once it runs.
+    number: Arc<AtomicI32>,
     page: Arc<RunPage>,
     counts: Arc<Counts>,
 }
@@ -121,13 +131,22 @@ impl Vcpu {
         let page = Arc::clone(&self.page);
         let counts = Arc::clone(&self.counts);
         let ending = Arc::clone(&shared.ending);
+        let number = Arc::new(AtomicI32::new(0));
+        let own = Arc::clone(&number);
         let thread = crate::threads::spawn(format!("vcpu{index}"), &ending, move || {
             let _done = Done(Arc::clone(&shared.gate));
+            own.store(gettid().as_raw(), Ordering::SeqCst);
+            filters::enter(Kind::Vcpu)?;
             self.run(&shared);
             Ok::<(), VcpuError>(())
         })
         .map_err(|source| VcpuError::Thread { index, source })?;
-        Ok(Running { thread, page, counts })
+        Ok(Running {
+            thread,
+            number,
+            page,
+            counts,
+        })
     }
 
     /// Runs the guest until the machine ends.
@@ -204,9 +223,10 @@ impl Running {
     /// Makes the vCPU leave the guest and pass the gate. Nothing is lost if it is just about to enter.
     pub fn kick(&self) {
         self.page.set();
-        // The thread is not joined, so its handle is valid even when it is done.
-        if let Err(error) = self.thread.kill(SIGRTMIN()) {
-            tracing::warn!(%error, "a vCPU cannot be kicked");
+        match self.number.load(Ordering::SeqCst) {
+            // It has not been to the gate yet, and finds the page behind it.
+            0 => {}
+            number => signal(number),
         }
     }
 
@@ -220,6 +240,20 @@ impl Running {
     pub fn join(self) {
         // A panic in it was already told.
         let _ = self.thread.join();
+    }
+}
+
+/// Sends a vCPU's thread its signal. That it may have ended is no error: no other thread of this process gets its number,
+/// as there are no new ones. The process's number in the call is what a filter can look at, unlike that of a
+/// pthread_kill(3).
+#[allow(unsafe_code)]
+fn signal(thread: libc::pid_t) {
+    // SAFETY: the call takes numbers alone, and the signal's handler does nothing.
+    let sent = Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, getpid().as_raw(), thread, SIGRTMIN()) });
+    if let Err(errno) = sent
+        && errno != Errno::ESRCH
+    {
+        tracing::warn!(%errno, "a vCPU cannot be kicked");
     }
 }
 

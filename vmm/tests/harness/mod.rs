@@ -102,7 +102,11 @@ impl Setup {
             disk.file = file.map(|file| give(file.into()));
             disks.push(disk);
         }
+        let open = |path| File::options().read(true).write(true).open(path);
+        // What is refused before KVM is asked is refused without it too.
+        let kvm = open("/dev/kvm").or_else(|_| open("/dev/null")).unwrap();
         let mut config = Config {
+            kvm: give(kvm.into()),
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             kernel: Kernel {

@@ -52,7 +52,7 @@ fn hang(machine: &Machine, address: u64) -> OwnedFd {
 
 /// A disk of which the last request hangs.
 fn hanging(file: &NamedTempFile) -> (Machine, Handle, OwnedFd) {
-    let (mut block, handle) = Block::new(options(false, 1)).unwrap();
+    let (mut block, handle) = made(options(false, 1)).unwrap();
     block.stop_limit = SHORT;
     handle.attach(opened(file)).unwrap();
     let mut machine = Machine::started(block);

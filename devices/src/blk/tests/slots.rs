@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn gets_a_disk_later_and_loses_it_again() {
     let file = image(SECTORS);
-    let (block, handle) = Block::new(options(false, 2)).unwrap();
+    let (block, handle) = made(options(false, 2)).unwrap();
     let mut machine = Machine::started(block);
     assert_eq!(machine.capacity(), 0);
     assert_eq!(machine.ask(IN, 0, &[], 512).0, IOERR);
@@ -40,7 +40,7 @@ fn gets_a_disk_later_and_loses_it_again() {
 #[test]
 fn tells_of_a_disk_that_came_between_probing_and_start() {
     let file = image(SECTORS);
-    let (block, handle) = Block::new(options(false, 1)).unwrap();
+    let (block, handle) = made(options(false, 1)).unwrap();
     let mut machine = Machine::new(block);
     assert_eq!(machine.capacity(), 0);
     handle.attach(opened(&file)).unwrap();
@@ -60,7 +60,7 @@ fn does_not_tell_of_a_disk_that_was_always_there() {
 #[test]
 fn tells_of_a_disk_that_came_during_a_pause() {
     let file = image(SECTORS);
-    let (block, handle) = Block::new(options(false, 1)).unwrap();
+    let (block, handle) = made(options(false, 1)).unwrap();
     let mut machine = Machine::started(block);
     assert_eq!(machine.capacity(), 0);
     machine.transport.pause().unwrap();
@@ -72,7 +72,7 @@ fn tells_of_a_disk_that_came_during_a_pause() {
 #[test]
 fn tells_of_another_disk_after_a_restore() {
     let file = image(SECTORS);
-    let (empty, _handle) = Block::new(options(false, 1)).unwrap();
+    let (empty, _handle) = made(options(false, 1)).unwrap();
     let machine = Machine::started(empty);
     let before = machine.read(0xfc);
     let mut machine = machine.moved_to(block(&file, false, 1));
@@ -83,7 +83,7 @@ fn tells_of_another_disk_after_a_restore() {
 
 #[test]
 fn refuses_files_that_cannot_be_its_disk() {
-    let (_block, handle) = Block::new(options(false, 1)).unwrap();
+    let (_block, handle) = made(options(false, 1)).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk");
     std::fs::write(&path, [0; 511]).unwrap();
@@ -114,15 +114,15 @@ fn refuses_options_outside_their_range() {
             id: id.into(),
             ..options(true, 1)
         };
-        assert_eq!(Block::new(options).err(), Some(OptionsError::Id(id.into())));
+        assert!(matches!(made(options), Err(OptionsError::Id(refused)) if refused == id));
     }
-    assert_eq!(Block::new(options(true, 0)).err(), Some(OptionsError::Queues(0)));
-    assert_eq!(Block::new(options(true, 65)).err(), Some(OptionsError::Queues(65)));
+    assert!(matches!(made(options(true, 0)), Err(OptionsError::Queues(0))));
+    assert!(matches!(made(options(true, 65)), Err(OptionsError::Queues(65))));
 }
 
 #[test]
 fn refuses_a_state_that_is_not_its_own() {
-    let (mut block, _handle) = Block::new(options(true, 1)).unwrap();
+    let (mut block, _handle) = made(options(true, 1)).unwrap();
     let DeviceState::Block(state) = block.save() else {
         panic!("not a disk's state");
     };
@@ -162,7 +162,7 @@ fn several_files_are_one_disk() {
     let copies = |range: std::ops::Range<usize>| -> Vec<File> {
         files[range].iter().map(|file| file.try_clone().unwrap()).collect()
     };
-    let (block, handle) = Block::new(options(true, 1)).unwrap();
+    let (block, handle) = made(options(true, 1)).unwrap();
     handle.attach_parts(copies(0..4)).unwrap();
     let mut machine = Machine::new(block);
     machine.start(feature::VERSION_1);
@@ -174,11 +174,41 @@ fn several_files_are_one_disk() {
     }
     assert_eq!(machine.ask(IN, 209, &[], 512).0, IOERR);
 
-    let (_block, handle) = Block::new(options(true, 1)).unwrap();
+    let (_block, handle) = made(options(true, 1)).unwrap();
     files[1].set_len(700).unwrap();
     assert!(matches!(handle.attach_parts(copies(0..4)), Err(AttachError::Uneven(1))));
     assert!(matches!(handle.attach_parts(Vec::new()), Err(AttachError::NoParts)));
-    let (_block, writable) = Block::new(options(false, 1)).unwrap();
+    let (_block, writable) = made(options(false, 1)).unwrap();
     let refused = writable.attach_parts(copies(2..4));
     assert!(matches!(refused, Err(AttachError::WritableParts)));
+}
+
+#[test]
+fn threads_enter_first_and_one_that_fails_to_serves_nothing() {
+    let (sender, entered) = std::sync::mpsc::channel();
+    let tell = move || {
+        sender
+            .send(std::thread::current().name().map(str::to_owned))
+            .map_err(std::io::Error::other)
+    };
+    let (_block, _handle) = Block::new(options(true, 2), tell).unwrap();
+    let mut names = [(); 2].map(|()| entered.recv_timeout(PATIENCE).unwrap().unwrap());
+    names.sort();
+    assert_eq!(names, ["husk-7 q0", "husk-7 q1"]);
+
+    let file = image(SECTORS);
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
+    let fail = move || {
+        let _ = wait.lock().unwrap().recv();
+        Err(std::io::ErrorKind::PermissionDenied.into())
+    };
+    let (block, handle) = Block::new(options(false, 1), fail).unwrap();
+    handle.attach(opened(&file)).unwrap();
+    let mut machine = Machine::started(block);
+    machine.send(0, OUT, 0, &[7; 512], 0);
+    drop(go);
+    assert!(machine.transport.pause().is_err(), "there is no worker that could stop");
+    assert_ne!(machine.status() & status::NEEDS_RESET, 0);
+    assert_eq!(contents(&file), pattern(SECTORS, 1));
 }

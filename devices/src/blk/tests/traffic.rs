@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn puts_a_request_back_when_it_shall_stop() {
     let file = image(SECTORS);
-    let (_block, handle) = Block::new(options(false, 1)).unwrap();
+    let (_block, handle) = made(options(false, 1)).unwrap();
     handle.attach(opened(&file)).unwrap();
     let mut machine = machine(&file, false, 1);
     machine.transport.pause().unwrap();
@@ -128,7 +128,7 @@ fn loses_no_wakeup() {
 #[test]
 fn attaches_and_detaches_in_the_middle_of_traffic() {
     let file = image(SECTORS);
-    let (block, handle) = Block::new(options(false, 1)).unwrap();
+    let (block, handle) = made(options(false, 1)).unwrap();
     let mut machine = Machine::started(block);
     let ended = Arc::new(AtomicBool::new(false));
     let end = ended.clone();

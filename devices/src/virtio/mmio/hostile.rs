@@ -97,7 +97,7 @@ proptest! {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
         let options = blk::Options { id: "disk".into(), read_only: false, queues: 2 };
-        let (block, handle) = blk::Block::new(options).unwrap();
+        let (block, handle) = blk::Block::new(options, || Ok(())).unwrap();
         handle.attach(file).unwrap();
         let mut machine = Machine::started(block);
         attack(&mut machine, acts);

@@ -23,11 +23,24 @@ pub use self::life::PauseError;
 use self::registers::*;
 use super::{Device, Interrupt, Memory, QueueRegisters, StateError, feature, status};
 use crate::bus::BusDevice;
+use crate::system_calls::{Condition, SystemCall};
 
 /// The length in bytes of a transport's register window.
 pub const WINDOW: u64 = 0x1000;
 /// The offset of the register that the driver notifies by writing the queue's index; the place of the ioeventfds.
 pub const NOTIFY_OFFSET: u64 = QUEUE_NOTIFY;
+
+/// What an access to the registers does, and a pause and its end: a reset takes notifications of the life before, and an
+/// activated device gets events of its own.
+pub const SYSTEM_CALLS: &[SystemCall] = &[
+    SystemCall::any(libc::SYS_read),
+    SystemCall::with(
+        libc::SYS_fcntl,
+        &[Condition::is(1, libc::F_DUPFD_CLOEXEC.cast_unsigned())],
+    ),
+    // A C library makes sure of the flag itself, for kernels that forgot it.
+    SystemCall::with(libc::SYS_fcntl, &[Condition::is(1, libc::F_SETFD.cast_unsigned())]),
+];
 
 /// Why a transport cannot be built.
 #[derive(Debug, Error)]
