@@ -54,6 +54,7 @@ pub fn enter(kept: &[RawFd], most_descriptors: u64) -> Result<Vec<Measure>, Conf
     descriptors::close_all_but(kept).map_err(ConfinementError::Descriptors)?;
     limits::descriptors(most_descriptors)?;
     descriptors::reserve();
+    runtime::settle();
     let mut measures = Vec::from(namespaces::enter());
     measures.push(privileges::drop_capabilities().map_err(ConfinementError::Capabilities)?);
     nix::sys::prctl::set_no_new_privs().map_err(|errno| ConfinementError::NoNewPrivileges(errno.into()))?;

@@ -62,3 +62,16 @@ pub(super) const SYSTEM_CALLS: &[SystemCall] = &[
     // Unoptimized, the standard library looks whether what it closes is open.
     SystemCall::with(libc::SYS_fcntl, &[Condition::is(1, libc::F_GETFD.cast_unsigned())]),
 ];
+
+/// Keeps the C library to the calls above. glibc's allocator gives each thread an arena, and opens a file below /proc when
+/// the first of them shrinks: one for all threads knows no such thing. musl's, which husk is shipped with, has no arenas.
+#[cfg(target_env = "gnu")]
+#[allow(unsafe_code)]
+pub(super) fn settle() {
+    // SAFETY: the call takes numbers alone; there is one thread, and what is allocated already stays where it is.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Keeps the C library to the calls above, which needs nothing here.
+#[cfg(not(target_env = "gnu"))]
+pub(super) fn settle() {}
