@@ -117,6 +117,9 @@ impl Control {
                 return;
             }
         };
+        if self.clients.iter().all(Option::is_some) {
+            self.forget_the_gone();
+        }
         let Some((token, slot)) = (CLIENT..).zip(&mut self.clients).find(|(_, slot)| slot.is_none()) else {
             tracing::warn!("more than {MAX_CLIENTS} control connections: the newest is closed");
             return;
@@ -125,6 +128,24 @@ impl Control {
         match self.epoll.add(&client, event) {
             Ok(()) => *slot = Some(client),
             Err(errno) => tracing::warn!(%errno, "a control connection cannot be watched"),
+        }
+    }
+
+    /// Makes room: clients may have hung up, which the loop has not come to yet.
+    fn forget_the_gone(&mut self) {
+        for slot in &mut self.clients {
+            let is_gone = |client: &OwnedFd| {
+                let (mut byte, flags) = ([0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+                let mut parts = [IoSliceMut::new(&mut byte)];
+                // Nothing to look at is not the end.
+                match recvmsg::<()>(client.as_raw_fd(), &mut parts, None, flags) {
+                    Ok(message) => message.bytes == 0,
+                    Err(errno) => !matches!(errno, Errno::EAGAIN | Errno::EINTR),
+                }
+            };
+            if slot.as_ref().is_some_and(is_gone) {
+                *slot = None;
+            }
         }
     }
 
