@@ -35,7 +35,7 @@ pub fn run(data: &[u8]) {
             read_only,
             queues: 2,
         };
-        let (block, handle) = Block::new(options).unwrap();
+        let (block, handle) = Block::new(options, || Ok(())).unwrap();
         handle.attach(disk()).unwrap();
         *newest.lock().unwrap() = Some(handle);
         Box::new(block)
