@@ -28,6 +28,7 @@ pub(crate) fn run(only: Only, filter: &[OsString]) -> Result<i32> {
     setup::ensure(setup::BUILD)?;
     if only != Only::EndToEnd {
         setup::ensure(setup::UNIT)?;
+        setup::ensure_rust_target(workspace::BARE_TARGET)?;
         step("unit tests");
         let mut tests = workspace::cargo();
         tests

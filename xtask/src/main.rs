@@ -110,6 +110,7 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
             let needs = [setup::BUILD, setup::DEMO, setup::UNIT, setup::TEST].concat();
             setup::ensure(&needs)?;
             setup::ensure_rust_target(workspace::TARGET)?;
+            setup::ensure_rust_target(workspace::BARE_TARGET)?;
             host::ensure()?;
             Ok(0)
         }

@@ -12,6 +12,9 @@ use crate::process;
 /// Static programs, which run wherever they are copied.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
 
+/// The bare machine, for the test guest.
+pub(crate) const BARE_TARGET: &str = "x86_64-unknown-none";
+
 /// The checkout's root.
 pub(crate) fn checkout() -> Result<PathBuf> {
     let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -43,6 +43,8 @@ pub(crate) struct Setup {
     pub(crate) memory_mib: u32,
     pub(crate) disks: Vec<(Disk, Option<File>)>,
     pub(crate) console: bool,
+    /// Where the machine's log goes, unless to stderr.
+    pub(crate) log: Option<File>,
 }
 
 impl Setup {
@@ -62,6 +64,7 @@ impl Setup {
             memory_mib: 32,
             disks: Vec::new(),
             console: false,
+            log: None,
         }
     }
 
@@ -124,7 +127,7 @@ impl Setup {
             lifeline: give(lifeline_in.into()),
         };
         change(&mut config);
-        let child = spawn(&config, given);
+        let child = spawn(&config, given, self.log.map_or_else(Stdio::inherit, Stdio::from));
         Owned {
             child,
             report: Some(File::from(OwnedFd::from(report))),
@@ -139,13 +142,13 @@ impl Setup {
 }
 
 /// Starts the program with the configuration and these descriptors in order of their numbers.
-fn spawn(config: &Config, given: Vec<OwnedFd>) -> Child {
+fn spawn(config: &Config, given: Vec<OwnedFd>, log: Stdio) -> Child {
     let config = file(&serde_json::to_vec(&config).unwrap());
     let mut given: Vec<OwnedFd> = given;
     given.insert(0, config.into());
     let mut command = Command::new(env!("CARGO_BIN_EXE_husk-vmm"));
     command.arg("--config-fd").arg(FIRST_FD.to_string());
-    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    command.stdin(Stdio::null()).stderr(log);
     let numbers: Vec<RawFd> = given.iter().map(AsRawFd::as_raw_fd).collect();
     assert!(numbers.iter().all(|number| *number < FIRST_FD));
     let give = move || {
@@ -178,6 +181,17 @@ impl Owned {
     /// A control connection.
     pub(crate) fn control(&self) -> Client {
         Client::connect(&self.control_path)
+    }
+
+    /// The process's number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether the machine has said its last word, or has gone without one.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(self.report.as_ref().unwrap().as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
     }
 
     pub(crate) fn request(&self, request: &Request) -> Response {
