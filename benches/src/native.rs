@@ -51,7 +51,7 @@ fn start(plan: &Plan, part: &mut Part) -> Result<()> {
                 Shared::of(&monitor)?;
             } else {
                 // By now the guest runs, or the phase is missing in the report and the value with it.
-                std::thread::sleep(Duration::from_millis(30));
+                std::thread::sleep(Duration::from_millis(250));
             }
             let hung_up = Instant::now();
             let (report, teardown) = monitor.end(false)?;
@@ -178,6 +178,8 @@ fn vsock(plan: &Plan, part: &mut Part) -> Result<()> {
         }
         let mut stream = monitor.accept()?;
         while let Ok(1..) = stream.read(&mut buffer) {}
+        // The guest waits for the host's end of it.
+        drop(stream);
         let results = shared.done()?.results;
         monitor.end(false)?;
         part.add(
