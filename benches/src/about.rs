@@ -68,7 +68,7 @@ fn guest_kernel(plan: &Plan) -> Option<String> {
         .windows(BANNER.len())
         .enumerate()
         .filter(|(_, window)| *window == BANNER);
-    let found = places.find_map(|(at, _)| {
+    places.find_map(|(at, _)| {
         let rest = image.get(at + BANNER.len()..)?;
         let word = rest
             .iter()
@@ -78,6 +78,5 @@ fn guest_kernel(plan: &Plan) -> Option<String> {
         String::from_utf8(word)
             .ok()
             .filter(|word| word.starts_with(|first: char| first.is_ascii_digit()))
-    });
-    found
+    })
 }
