@@ -11,6 +11,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand};
 
 use crate::log::Format;
+use crate::timings;
 pub(crate) use oci::{
     CreateArgs, DeleteArgs, EventsArgs, IdArgs, Limits, PidArgs, PsArgs, SpecArgs, TableFormat, UpdateArgs,
 };
@@ -181,9 +182,9 @@ pub(crate) struct RunArgs {
     /// Give the guest a serial console and copy what it says to stderr
     #[arg(long)]
     pub(crate) console: bool,
-    /// Print on stderr where the time went
-    #[arg(long)]
-    pub(crate) timings: bool,
+    /// Print on stderr where the time went, as a table or as a line of JSON
+    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub(crate) timings: Option<timings::Format>,
     /// Keep root file systems' images in DIR [default: /var/cache/husk for root, ~/.cache/husk/images for others]
     #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide_env_values = true)]
     pub(crate) image_cache: Option<PathBuf>,

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use husk_sandbox::agent::{Ready, WaitResponse};
 use husk_sandbox::artefacts;
 use husk_sandbox::bundle::{Bundle, Standard};
 use husk_sandbox::guest::ProcessId;
@@ -23,7 +22,7 @@ use crate::failure::print_out;
 use crate::own::{self, Charge, Disk, StreamChoice};
 use crate::relay::{self, Ends, Relay};
 use crate::terminal::Raw;
-use crate::timings::Timings;
+use crate::timings::{Exits, Format, Timings};
 use crate::{doctor, image, monitor, overrides};
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
@@ -190,7 +189,7 @@ struct Work {
     bundle: Bundle,
     disk: Disk,
     interactive: bool,
-    timings: bool,
+    timings: Option<Format>,
 }
 
 impl Work {
@@ -198,6 +197,10 @@ impl Work {
         let root = self.bundle.root.clone();
         let disk = self.disk;
         let (ready, disk) = self.sandbox.prepare(move || disk.find(&root))?;
+        let mut exits = Exits::default();
+        if self.timings.is_some() {
+            exits.push("agent ready", self.sandbox.link()?.status()?.exits);
+        }
         let terminal = self.bundle.request.process.stdio.terminal;
         let streams = self.sandbox.create(&self.name, self.bundle, disk, self.interactive)?;
         let raw = match terminal && self.interactive && crate::terminal::on_stdin() {
@@ -210,6 +213,9 @@ impl Work {
         };
         let relay = Relay::start(streams, terminal, Ends::standard(self.interactive)?)?;
         let started_ns = self.sandbox.start(&process)?;
+        if self.timings.is_some() {
+            exits.push("process started", self.sandbox.link()?.status()?.exits);
+        }
         progress.started(Target {
             guest: self.sandbox.guest()?,
             process: process.clone(),
@@ -218,22 +224,17 @@ impl Work {
         let exit = self.sandbox.wait(&process)?;
         relay.finish();
         drop(raw);
-        if self.timings {
-            print_timings(&self.sandbox, &ready, started_ns, &exit)?;
+        if let Some(format) = self.timings {
+            let status = self.sandbox.link()?.status()?;
+            exits.push("process exited", status.exits);
+            let mut timings = Timings::new(self.sandbox.timeline().phases(), exits);
+            timings.vmm(status.phases);
+            timings.guest(&ready, started_ns, exit.exited_ns);
+            timings.print(format)?;
         }
         if exit.oom_killed {
             tracing::warn!("the container's memory limit has killed a process");
         }
         Ok(attach::status(exit.status))
     }
-}
-
-fn print_timings(sandbox: &Sandbox, ready: &Ready, started_ns: u64, exit: &WaitResponse) -> Result<()> {
-    let status = sandbox.link()?.status()?;
-    let mut timings = Timings::new(sandbox.timeline().phases());
-    timings.vmm(status.phases);
-    timings.guest(ready, started_ns, exit.exited_ns);
-    eprint!("{timings}");
-    eprintln!("exits to husk-vmm: {} {:?}", status.exits.total(), status.exits.0);
-    Ok(())
 }

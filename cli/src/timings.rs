@@ -2,14 +2,38 @@
 
 use std::fmt;
 
+use anyhow::Result;
+use clap::ValueEnum;
 use husk_sandbox::agent::Ready;
-use husk_sandbox::vmm::Phase;
+use husk_sandbox::vmm::{ExitCounts, Phase};
+use serde::Serialize;
 
 /// The point at which both clocks are known: the host's when the ready message was read.
 const READY: &str = "agent ready";
 
+/// How timings are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For a person
+    Table,
+    /// For a program: one line
+    Json,
+}
+
+/// The machine's exits to husk-vmm since its start, as they were at some points.
+#[derive(Debug, Default, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Exits(Vec<(&'static str, ExitCounts)>);
+
+impl Exits {
+    /// The exits at a point that is reached now.
+    pub(crate) fn push(&mut self, point: &'static str, counts: ExitCounts) {
+        self.0.push((point, counts));
+    }
+}
+
 /// A point in time and where it was reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Point {
     at_ns: u64,
     side: &'static str,
@@ -17,17 +41,30 @@ struct Point {
 }
 
 /// All points of a run, on the host's `CLOCK_MONOTONIC`.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub(crate) struct Timings {
     points: Vec<Point>,
+    exits: Exits,
 }
 
 impl Timings {
     /// The points that husk itself has reached.
-    pub(crate) fn new(phases: Vec<Phase>) -> Self {
-        let mut timings = Self { points: Vec::new() };
+    pub(crate) fn new(phases: Vec<Phase>, exits: Exits) -> Self {
+        let mut timings = Self {
+            points: Vec::new(),
+            exits,
+        };
         timings.add("husk", phases);
         timings
+    }
+
+    /// Prints everything on stderr.
+    pub(crate) fn print(&self, format: Format) -> Result<()> {
+        match format {
+            Format::Table => eprint!("{self}"),
+            Format::Json => eprintln!("{}", serde_json::to_string(self)?),
+        }
+        Ok(())
     }
 
     /// The points that the machine monitor has reached.
@@ -85,6 +122,9 @@ impl fmt::Display for Timings {
             writeln!(f, "{at:>10} {step:>10}  {:5}  {}", point.side, point.name)?;
             last = point.at_ns;
         }
+        for (point, counts) in &self.exits.0 {
+            writeln!(f, "exits to husk-vmm, {point}: {} {:?}", counts.total(), counts.0)?;
+        }
         Ok(())
     }
 }
@@ -106,7 +146,10 @@ mod tests {
 
     #[test]
     fn both_clocks_are_laid_over_each_other() {
-        let mut timings = Timings::new(vec![phase("husk started", 1_000_000), phase(READY, 9_000_000)]);
+        let mut timings = Timings::new(
+            vec![phase("husk started", 1_000_000), phase(READY, 9_000_000)],
+            Exits::default(),
+        );
         timings.vmm(vec![phase("first guest entry", 2_500_000)]);
         let ready = Ready {
             agent_started_ns: 4_000_000,

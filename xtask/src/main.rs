@@ -1,5 +1,6 @@
 //! The project's tasks, run as `cargo xtask TASK`.
 
+mod bench;
 mod build;
 mod cache;
 mod demo;
@@ -31,6 +32,7 @@ Tasks:
   demo   Build everything and run a container in a microVM
   test   Run every test
   fuzz   Give the parts that face a guest or an image whatever they may be given
+  bench  Measure husk: start, exits, memory, disk, vsock; JSON and pictures
   build  Build husk, husk-vmm, the agent and the guest's kernel
   setup  Install what the other tasks need; they also do it themselves
   host   Run a command in the emulated host, a machine with KVM in software
@@ -94,6 +96,26 @@ Examples:
   cargo xtask fuzz vsock muxer --seconds 600
   cargo xtask fuzz layer --input fuzz/artifacts/layer/crash-0123";
 
+const BENCH_HELP: &str = "\
+Measure husk: on this machine's KVM what needs no Linux guest, and the rest where /dev/kvm is real.
+
+Usage: cargo xtask bench [OPTIONS] [NAME]...
+
+Without hardware virtualization the rest runs in the emulated host, all in one boot of it, and the starts once more in
+a second boot in which the clock counts instructions. Prints a table; results.json and pictures go to a directory.
+
+Names: start, memory, blk, vsock, runtimes, exits, idle.
+
+Options:
+      --out DIR  Where the results go [default: bench in the build output]
+      --quick    Each measurement once: shows that all works, and no figures worth keeping
+      --native   Only what runs on this machine's own KVM
+  -h, --help     This text
+
+Examples:
+  cargo xtask bench
+  cargo xtask bench --native start blk";
+
 fn main() {
     let code = run(lexopt::Parser::from_env()).unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
@@ -111,6 +133,10 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
         Some(Value(task)) if task == "test" => match test_options(&mut arguments)? {
             Some((only, filter)) => every_test::run(only, &filter),
             None => help(TEST_HELP),
+        },
+        Some(Value(task)) if task == "bench" => match bench_options(&mut arguments)? {
+            Some(options) => bench::run(&options),
+            None => help(BENCH_HELP),
         },
         // Not for people: what `test` runs where /dev/kvm is real.
         Some(Value(task)) if task == "each-test" => {
@@ -197,6 +223,22 @@ fn test_options(arguments: &mut lexopt::Parser) -> Result<Option<(every_test::On
         }
     }
     Ok(Some((only, filter)))
+}
+
+/// None: help was asked for.
+fn bench_options(arguments: &mut lexopt::Parser) -> Result<Option<bench::Options>> {
+    let mut options = bench::Options::default();
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("out") => options.out = Some(std::path::absolute(arguments.value()?)?),
+            Long("quick") => options.quick = true,
+            Long("native") => options.native = true,
+            Long("help") | Short('h') => return Ok(None),
+            Value(name) => options.names.push(name),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Some(options))
 }
 
 /// None: help was asked for.

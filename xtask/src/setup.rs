@@ -76,6 +76,13 @@ pub(crate) const TEST: &[Need] = &[
     Need::new("runc", "runc"),
 ];
 
+/// For measurements, besides: the runtimes that husk is compared with.
+pub(crate) const BENCH: &[Need] = &[
+    Need::new("busybox", "busybox-static"),
+    Need::new("runc", "runc"),
+    Need::new("crun", "crun"),
+];
+
 /// Installs those of the needs that are not met.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     if needs.iter().all(|need| need.is_met()) {
