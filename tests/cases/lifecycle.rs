@@ -454,3 +454,21 @@ fn what_brings_a_network_by_the_pid_does_not_reach_the_hosts() {
     // The test's own check finds a link that has come to the host.
     container.delete();
 }
+
+#[test]
+fn a_memory_limit_below_what_is_in_use_is_refused() {
+    let host = Host::new();
+    // What is in memory and has no other place cannot be reclaimed.
+    let script = format!("dd if=/dev/zero of=/tmp/fill bs=1M count=40 2>/dev/null; {WAITER}");
+    let bundle = Bundle::of_script(&host, busybox(), &script);
+    let mut container = Container::create(&host, &bundle, "full");
+    container.husk("start").exits(0);
+    container.streams().await_output("up\n");
+    let update = |memory: &str| host.husk().command(["update", "--memory", memory, "full"]);
+    update("16M").fails(125, &["memory.max", "in use"]);
+    container.is("running");
+    update("128M").exits(0).is_quiet();
+    container.signal(Signal::SIGTERM);
+    assert_eq!(container.wait(), 9);
+    container.delete();
+}
