@@ -458,8 +458,8 @@ fn what_brings_a_network_by_the_pid_does_not_reach_the_hosts() {
 #[test]
 fn a_memory_limit_below_what_is_in_use_is_refused() {
     let host = Host::new();
-    // What is in memory and has no other place cannot be reclaimed.
-    let script = format!("dd if=/dev/zero of=/tmp/fill bs=1M count=40 2>/dev/null; {WAITER}");
+    // What a tmpfs holds has no other place (there is no swap), and cannot be reclaimed.
+    let script = format!("dd if=/dev/zero of=/dev/shm/fill bs=1M count=40 2>/dev/null; {WAITER}");
     let bundle = Bundle::of_script(&host, busybox(), &script);
     let mut container = Container::create(&host, &bundle, "full");
     container.husk("start").exits(0);
