@@ -1,7 +1,7 @@
 //! Starts `husk-vmm` as its owner does, without anything else of husk.
 
 use std::fs::{self, File};
-use std::io::{IoSliceMut, Read, Seek, Write};
+use std::io::{self, IoSliceMut, Read, Seek, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -69,8 +69,8 @@ impl Monitor {
             // The configuration itself has the first number.
             Descriptor(FIRST_FD + i32::try_from(given.len()).unwrap_or(RawFd::MAX - FIRST_FD))
         };
-        let (report, report_out) = std::io::pipe()?;
-        let (lifeline_in, lifeline) = std::io::pipe()?;
+        let (report, report_out) = io::pipe()?;
+        let (lifeline_in, lifeline) = io::pipe()?;
         let flags = SockFlag::SOCK_CLOEXEC;
         let (acceptor, given_acceptor) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         setsockopt(
@@ -118,7 +118,7 @@ impl Monitor {
         text.write_all(&serde_json::to_vec(&config)?)?;
         text.rewind()?;
         given.insert(0, text.into());
-        let (exec, exec_out) = std::io::pipe()?;
+        let (exec, exec_out) = io::pipe()?;
         let child = spawn(plan, &given, &exec_out.into())?;
         Ok(Self {
             child,
@@ -251,8 +251,11 @@ impl Shared {
         let start = Instant::now();
         loop {
             let mut bytes = [0; 8 * WORDS];
-            self.0.read_exact_at(&mut bytes, SHARED_PAGE)?;
-            let page = Page::from_bytes(&bytes);
+            let page = match self.0.read_exact_at(&mut bytes, SHARED_PAGE) {
+                // The memory is there before it has its size.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Page::from_bytes(&[0; 8 * WORDS]),
+                result => result.map(|()| Page::from_bytes(&bytes))?,
+            };
             if what(&page) {
                 return Ok(page);
             }
