@@ -341,6 +341,13 @@ impl Machine {
         fence(Ordering::SeqCst);
     }
 
+    /// Sets the flag by which a driver without `EVENT_IDX` asks for no interrupts, or takes it back.
+    pub(crate) fn ask_for_quiet(&mut self, queue: usize, wish: bool) {
+        let flags = GuestAddress(self.rings[queue].available);
+        self.memory.store(u16::from(wish), flags, Ordering::Relaxed).unwrap();
+        fence(Ordering::SeqCst);
+    }
+
     /// Waits for the next used buffer as a driver does: asks for an interrupt, looks again, sleeps until the line is
     /// raised.
     pub(crate) fn wait_used(&mut self, queue: usize) -> (u16, u32) {

@@ -274,7 +274,7 @@ impl<'a> Board<'a> {
         let base = layout::VIRTIO + layout::VIRTIO_WINDOW * u64::from(index);
         let line = interrupts::line(self.vm, layout::VIRTIO_GSI + index)?;
         let transport =
-            Transport::new(device, self.memory.clone(), line).map_err(|source| DevicesError::Transport {
+            Transport::new(device, self.memory.clone().into(), line).map_err(|source| DevicesError::Transport {
                 name: name.to_owned(),
                 source,
             })?;

@@ -55,6 +55,9 @@ pub(super) enum BackendError {
     Truncated,
     #[error("the worker shall stop")]
     Stopped,
+    /// For [`Direction::FromCache`] only.
+    #[error("the data is not in memory")]
+    NotCached,
 }
 
 /// A file of the disk.
@@ -70,6 +73,8 @@ struct Part {
 pub(super) struct Backend {
     parts: Vec<Part>,
     sectors: u64,
+    /// Whether the file systems can say that data is not in memory.
+    tells_cached: AtomicBool,
     /// Dropped with the last user of the backend, which the other end notices.
     _open: mpsc::Sender<Infallible>,
 }
@@ -104,6 +109,7 @@ impl Backend {
         let backend = Self {
             parts,
             sectors,
+            tells_cached: AtomicBool::new(true),
             _open: sender,
         };
         Ok((backend, receiver))
@@ -133,6 +139,9 @@ impl Backend {
         stopping: &AtomicBool,
         moved: &mut u64,
     ) -> Result<(), BackendError> {
+        if direction == Direction::FromCache && !self.tells_cached.load(Ordering::Relaxed) {
+            return Err(BackendError::NotCached);
+        }
         while !vectors.is_empty() {
             if stopping.load(Ordering::SeqCst) {
                 return Err(BackendError::Stopped);
@@ -155,6 +164,13 @@ impl Backend {
                     vectors = advance(vectors, bytes);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if direction == Direction::FromCache => {
+                    if error.kind() == io::ErrorKind::Unsupported {
+                        self.tells_cached.store(false, Ordering::Relaxed);
+                    }
+                    // An error of the storage comes again when it is asked without a condition.
+                    return Err(BackendError::NotCached);
+                }
                 Err(error) => return Err(error.into()),
             }
         }

@@ -8,6 +8,7 @@ mod backend;
 mod config;
 mod request;
 mod slot;
+mod spin;
 mod sys;
 mod system_calls;
 #[cfg(test)]
@@ -80,6 +81,7 @@ const STATE_VERSION: u32 = 1;
 pub struct Block {
     slot: Arc<Slot>,
     queue_sizes: Vec<u16>,
+    processors: usize,
     stopping: Arc<AtomicBool>,
     /// One for each queue.
     threads: Vec<Thread>,
@@ -122,6 +124,7 @@ impl Block {
         let block = Self {
             slot,
             queue_sizes: vec![config::QUEUE_SIZE; usize::from(options.queues)],
+            processors: sys::processors(),
             stopping: Arc::default(),
             threads,
             queues: Vec::new(),
@@ -175,6 +178,7 @@ impl Device for Block {
             interrupt: activation.interrupt,
             features: activation.features,
             stopping: self.stopping.clone(),
+            processors: self.processors,
         };
         let queues = activation.queues.into_iter().zip(activation.kicks);
         for ((queue, kick), thread) in queues.zip(&self.threads) {

@@ -45,12 +45,26 @@ enum Failure {
     Unsupported,
     /// Not answered: the worker shall stop, and the request can be done again.
     Stopped,
+    /// Not answered: that may take long. The request can be done again.
+    Slow,
+}
+
+/// What came of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It is answered, with so many bytes written to guest memory.
+    Given(u32),
+    /// The worker shall stop; the request is to be done again when it goes on.
+    Stopped,
+    /// It was to be answered at once, and that cannot be.
+    Slow,
 }
 
 impl From<BackendError> for Failure {
     fn from(error: BackendError) -> Self {
         match error {
             BackendError::Stopped => Self::Stopped,
+            BackendError::NotCached => Self::Slow,
             BackendError::Io(error) if error.kind() == std::io::ErrorKind::Unsupported => Self::Unsupported,
             error => {
                 warn!(%error, "a disk's storage fails");
@@ -81,32 +95,33 @@ impl Service {
         }
     }
 
-    /// Does a request and writes its status byte; returns the number of bytes written to guest memory, or `None` if
-    /// the worker shall stop and the request must be done again.
-    pub(super) fn serve(&mut self, chain: &Chain) -> Option<u32> {
+    /// Does a request and writes its status byte; only if it needs no waiting, where it is to be answered `at_once`.
+    pub(super) fn serve(&mut self, chain: &Chain, at_once: bool) -> Answer {
         // The status is the last byte that the device may write, however the buffers are cut (section 2.7.4.3).
         let Some(status_address) = last_byte(chain.writable()) else {
             debug!(disk = self.slot.id, "a request has no room for its status");
-            return Some(0);
+            return Answer::Given(0);
         };
         let room = total(chain.writable()) - 1;
         let mut written = 0;
-        let status = match self.execute(chain, room, &mut written) {
+        let status = match self.execute(chain, room, at_once, &mut written) {
             Ok(()) => S_OK,
             Err(Failure::Io) => S_IOERR,
             Err(Failure::Unsupported) => S_UNSUPP,
-            Err(Failure::Stopped) => return None,
+            Err(Failure::Stopped) => return Answer::Stopped,
+            Err(Failure::Slow) => return Answer::Slow,
         };
-        match self.memory.write_obj(status, status_address) {
-            Ok(()) => Some(u32::try_from(written + 1).unwrap_or(u32::MAX)),
+        let written = match self.memory.write_obj(status, status_address) {
+            Ok(()) => written + 1,
             Err(error) => {
                 debug!(disk = self.slot.id, %error, "a request's status byte is not in memory");
-                Some(u32::try_from(written).unwrap_or(u32::MAX))
+                written
             }
-        }
+        };
+        Answer::Given(u32::try_from(written).unwrap_or(u32::MAX))
     }
 
-    fn execute(&mut self, chain: &Chain, room: u64, written: &mut u64) -> Result<(), Failure> {
+    fn execute(&mut self, chain: &Chain, room: u64, at_once: bool, written: &mut u64) -> Result<(), Failure> {
         let length = total(chain.readable()).checked_sub(HEADER as u64).ok_or(Failure::Io)?;
         let mut header = [0; HEADER];
         self.copy_in(chain.readable(), 0, &mut header)?;
@@ -121,7 +136,15 @@ impl Service {
             return Err(Failure::Io);
         };
         match kind {
-            T_IN => self.read(&backend, chain, sector, room, written),
+            T_IN => {
+                let direction = if at_once {
+                    Direction::FromCache
+                } else {
+                    Direction::FromFile
+                };
+                self.read(&backend, direction, chain, sector, room, written)
+            }
+            _ if at_once => Err(Failure::Slow),
             T_OUT => self.write(&backend, chain, sector, length),
             T_FLUSH => Ok(backend.flush()?),
             T_DISCARD => self.discard(&backend, chain, length),
@@ -148,6 +171,7 @@ impl Service {
     fn read(
         &mut self,
         backend: &Backend,
+        direction: Direction,
         chain: &Chain,
         sector: u64,
         length: u64,
@@ -157,7 +181,7 @@ impl Service {
         self.gather(chain.writable(), 0, length, Permissions::Write)?;
         // SAFETY: `gather` made the vectors of guest memory, which stays mapped as long as `self.memory`, and to
         // which there are no references.
-        unsafe { backend.transfer(Direction::FromFile, &mut self.vectors, offset, &self.stopping, written) }?;
+        unsafe { backend.transfer(direction, &mut self.vectors, offset, &self.stopping, written) }?;
         Ok(())
     }
 

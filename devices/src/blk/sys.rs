@@ -15,11 +15,14 @@ pub(super) const MAX_VECTORS: usize = 1024;
 pub(super) enum Direction {
     /// From the file into memory.
     FromFile,
+    /// From the file into memory as far as the file's pages are in memory (`RWF_NOWAIT` of preadv2(2)).
+    FromCache,
     /// From memory into the file.
     ToFile,
 }
 
-/// One `preadv` or `pwritev` of up to [`MAX_VECTORS`] vectors at `offset`; returns the number of bytes moved.
+/// One `preadv2` or `pwritev` of up to [`MAX_VECTORS`] vectors at `offset`; returns the number of bytes moved. What is
+/// not in memory is [`io::ErrorKind::WouldBlock`] for [`Direction::FromCache`].
 ///
 /// # Safety
 /// Each vector describes mapped memory, writable if data comes from the file, that no Rust reference refers to.
@@ -30,6 +33,11 @@ pub(super) unsafe fn transfer(file: &File, direction: Direction, vectors: &[iove
     let moved = match direction {
         // SAFETY: the caller vouches for the vectors; array and length come from one slice.
         Direction::FromFile => unsafe { libc::preadv(fd, vectors, count, offset) },
+        // SAFETY: as above; the call has the offset in two halves, of which a 64-bit kernel takes the first as the whole.
+        Direction::FromCache => unsafe {
+            let moved = libc::syscall(libc::SYS_preadv2, fd, vectors, count, offset, 0, libc::RWF_NOWAIT);
+            isize::try_from(moved).unwrap_or(-1)
+        },
         // SAFETY: as above.
         Direction::ToFile => unsafe { libc::pwritev(fd, vectors, count, offset) },
     };
@@ -61,6 +69,20 @@ pub(super) fn open_flags(file: &File) -> io::Result<c_int> {
     } else {
         Ok(flags)
     }
+}
+
+/// How many processors this process may run on: not what a quota leaves of them, which is read from files.
+pub(super) fn processors() -> usize {
+    // SAFETY: a set of processors is a bit array, for which all zeros is a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a set of the given size, which outlives the call.
+    if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) } != 0 {
+        // More processors than the set can tell of.
+        return usize::MAX;
+    }
+    // SAFETY: the call only looks at the set.
+    let count = unsafe { libc::CPU_COUNT(&set) };
+    usize::try_from(count).unwrap_or(1)
 }
 
 /// Waits until the descriptor is readable.

@@ -10,6 +10,9 @@ pub const WORKER_SYSTEM_CALLS: &[SystemCall] = &[
     // Taking a notification.
     SystemCall::any(libc::SYS_read),
     SystemCall::any(libc::SYS_preadv),
+    // Of what is in memory. Its flags are not looked at: the kernel remembers its answer for a call without conditions,
+    // and none of them makes more of it than a read.
+    SystemCall::any(libc::SYS_preadv2),
     SystemCall::any(libc::SYS_pwritev),
     // Zeros, where the file system has no call for them.
     SystemCall::any(libc::SYS_pwrite64),

@@ -14,14 +14,18 @@ use tracing::{error, warn};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::request::Service;
+use super::request::{Answer, Service};
 use super::slot::Slot;
+use super::spin::Spin;
 use super::sys;
 use crate::virtio::chain::{Chain, ChainError};
-use crate::virtio::{Interrupt, Memory};
+use crate::virtio::{Interrupt, Memory, wants_interrupt};
 
 /// A worker's stack in bytes: it calls nothing deep and keeps its buffers elsewhere.
 const STACK: usize = 128 << 10;
+/// How many answers are held to be given back together, and with how many bytes of data: what takes a few microseconds.
+const BATCH: usize = 8;
+const BATCH_BYTES: u64 = 64 << 10;
 
 /// What all workers of a device are given.
 #[derive(Clone)]
@@ -32,6 +36,8 @@ pub(super) struct Shared {
     pub(super) features: u64,
     /// Set to make the workers stop as soon as they look.
     pub(super) stopping: Arc<AtomicBool>,
+    /// How many processors the host has for this process.
+    pub(super) processors: usize,
 }
 
 /// A queue's thread as its device sees it. It ends when this goes and the last worker has stopped.
@@ -73,6 +79,7 @@ impl Job {
             interrupt,
             features,
             stopping,
+            processors,
         } = self.shared;
         let service = Service::new(memory.clone(), slot, features, stopping.clone());
         let mut work = Work {
@@ -82,6 +89,8 @@ impl Job {
             interrupt,
             stopping,
             service,
+            answered: Vec::with_capacity(BATCH),
+            spin: Spin::new(processors),
         };
         work.run();
         // Everything but the queue is let go of first. Nobody waits any more if the worker took too long.
@@ -143,6 +152,9 @@ struct Work {
     interrupt: Interrupt,
     stopping: Arc<AtomicBool>,
     service: Service,
+    /// Requests that are done and not given back yet: their heads, and how many bytes were written for each.
+    answered: Vec<(u16, u32)>,
+    spin: Spin,
 }
 
 impl Work {
@@ -154,6 +166,8 @@ impl Work {
         let mut chain = Chain::new();
         if let Err(error) = self.answer_and_wait(&mut chain) {
             warn!(%error, "a disk's queue makes no sense");
+            // What was in order before is answered, as far as the ring still takes it.
+            let _ = self.give_back();
             self.interrupt.needs_reset();
         }
     }
@@ -165,6 +179,7 @@ impl Work {
             if self.stopping.load(Ordering::SeqCst) {
                 return Ok(());
             }
+            let asleep = Instant::now();
             if let Err(error) = sys::wait_readable(&self.kick) {
                 error!(%error, "a disk's worker cannot wait");
                 self.interrupt.needs_reset();
@@ -172,6 +187,7 @@ impl Work {
             }
             // The counter's value does not matter; an error says that it is zero already.
             let _ = self.kick.read();
+            self.spin.slept(asleep.elapsed());
         }
     }
 
@@ -182,10 +198,16 @@ impl Work {
                 .disable_notification(&self.memory)
                 .map_err(ChainError::Ring)?;
             while !self.stopping.load(Ordering::SeqCst) && chain.take(&mut self.queue, &self.memory)? {
-                match self.service.serve(chain) {
-                    Some(written) => self.complete(chain.head(), written)?,
-                    None => self.queue.go_to_previous_position(),
-                }
+                self.answer(chain)?;
+            }
+            self.give_back()?;
+            let more = || {
+                let end = self.queue.avail_idx(&self.memory, Ordering::Acquire);
+                let end = end.map_err(ChainError::Ring)?.0;
+                Ok(end != self.queue.next_avail() || self.stopping.load(Ordering::SeqCst))
+            };
+            if self.spin.look(more)? {
+                continue;
             }
             // Looks at the ring again after it asked to be notified, so that nothing falls between.
             let more = self.queue.enable_notification(&self.memory).map_err(ChainError::Ring)?;
@@ -195,13 +217,39 @@ impl Work {
         }
     }
 
-    /// Gives a request back at once: behind it may be one that the storage takes long for. A driver that is behind
-    /// with its interrupts gets no more of them, by `EVENT_IDX`.
-    fn complete(&mut self, head: u16, written: u32) -> Result<(), ChainError> {
-        self.queue
-            .add_used(&self.memory, head, written)
-            .map_err(ChainError::Ring)?;
-        if self.queue.needs_notification(&self.memory).map_err(ChainError::Ring)? {
+    /// Does a request. What is done before it is given back before it is waited for.
+    fn answer(&mut self, chain: &Chain) -> Result<(), ChainError> {
+        let mut answer = Answer::Slow;
+        if !self.answered.is_empty() {
+            answer = self.service.serve(chain, true);
+        }
+        if matches!(answer, Answer::Slow) {
+            self.give_back()?;
+            answer = self.service.serve(chain, false);
+        }
+        let Answer::Given(written) = answer else {
+            self.queue.go_to_previous_position();
+            return Ok(());
+        };
+        self.answered.push((chain.head(), written));
+        let bytes: u64 = self.answered.iter().map(|(_, written)| u64::from(*written)).sum();
+        if self.answered.len() == BATCH || bytes > BATCH_BYTES {
+            self.give_back()?;
+        }
+        Ok(())
+    }
+
+    /// Puts what is done into the used ring, all at once: driver and device then seldom fight for the ring's memory.
+    fn give_back(&mut self) -> Result<(), ChainError> {
+        if self.answered.is_empty() {
+            return Ok(());
+        }
+        for (head, written) in self.answered.drain(..) {
+            self.queue
+                .add_used(&self.memory, head, written)
+                .map_err(ChainError::Ring)?;
+        }
+        if wants_interrupt(&mut self.queue, &self.memory).map_err(ChainError::Ring)? {
             self.interrupt.signal_queue();
         }
         Ok(())

@@ -15,7 +15,9 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::event::LoopHandle;
 use crate::system_calls::SystemCall;
 use crate::virtio::chain::{Chain, ChainError};
-use crate::virtio::{ActivateError, Activation, Device, DeviceState, Interrupt, Memory, StateError, feature, kind};
+use crate::virtio::{
+    ActivateError, Activation, Device, DeviceState, Interrupt, Memory, StateError, feature, kind, wants_interrupt,
+};
 
 /// What the device does in the event loop.
 pub const SYSTEM_CALLS: &[SystemCall] = &[SystemCall::any(libc::SYS_getrandom)];
@@ -176,7 +178,7 @@ impl RngWorker {
         let end = self.answer();
         let mut wanted = Ok(false);
         if self.queue.next_used() != before {
-            wanted = self.queue.needs_notification(&self.memory).map_err(ChainError::Ring);
+            wanted = wants_interrupt(&mut self.queue, &self.memory).map_err(ChainError::Ring);
         }
         if matches!(wanted, Ok(true)) {
             self.interrupt.signal_queue();

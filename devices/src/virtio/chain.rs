@@ -66,13 +66,19 @@ impl Chain {
         self.descriptors.clear();
         self.readable = 0;
         let size = usize::from(queue.size());
-        // The iterator below ends in the same way at the end of the ring and at an entry that it cannot read.
-        let end = queue.avail_idx(memory, Ordering::Acquire).map_err(ChainError::Ring)?;
-        if end.0 == queue.next_avail() {
-            return Ok(false);
-        }
-        let mut available = queue.iter(memory).map_err(ChainError::Ring)?;
-        let mut found = available.next().ok_or(ChainError::Entry)?;
+        let mut found = match queue.iter(memory).map_err(ChainError::Ring)?.next() {
+            Some(found) => found,
+            // It ends in the same way at the end of the ring and at an entry that it cannot read.
+            None if queue.avail_idx(memory, Ordering::Acquire).map_err(ChainError::Ring)?.0 == queue.next_avail() => {
+                return Ok(false);
+            }
+            // The driver may have added one meanwhile.
+            None => queue
+                .iter(memory)
+                .map_err(ChainError::Ring)?
+                .next()
+                .ok_or(ChainError::Entry)?,
+        };
         let head = found.head_index();
         self.head = head;
         let mut complete = false;

@@ -5,17 +5,18 @@
 pub mod chain;
 mod device;
 mod interrupt;
+mod memory;
 pub mod mmio;
 #[cfg(test)]
 mod queues;
 mod state;
+mod used;
 
 pub use device::{ActivateError, Activation, Device, StateError};
 pub use interrupt::Interrupt;
+pub use memory::Memory;
 pub use state::{DeviceState, QueueRegisters, TransportState};
-
-/// Guest memory. Cloning it clones references to the same mappings.
-pub type Memory = vm_memory::GuestMemoryMmap<()>;
+pub use used::wants_interrupt;
 
 /// Device ids (section 5).
 pub mod kind {

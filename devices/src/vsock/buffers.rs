@@ -3,7 +3,7 @@
 use thiserror::Error;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestMemoryBackend, GuestMemoryError, VolatileSlice};
+use vm_memory::{GuestMemory, GuestMemoryError, Permissions, VolatileSlice};
 
 use super::packet::{HEADER_LEN, Header};
 use crate::virtio::Memory;
@@ -38,12 +38,15 @@ impl<'m> Segments<'m> {
         let mut slices = Vec::with_capacity(descriptors.len());
         for descriptor in descriptors {
             let len = descriptor.len();
-            for slice in GuestMemoryBackend::get_slices(memory, descriptor.addr(), len as usize) {
-                slices.push(slice.map_err(|source| RingError::Address {
-                    address: descriptor.addr().0,
-                    len,
-                    source,
-                })?);
+            let outside = |source| RingError::Address {
+                address: descriptor.addr().0,
+                len,
+                source,
+            };
+            // All guest memory can be read and written; the kind of access makes no difference.
+            let found = memory.get_slices(descriptor.addr(), len as usize, Permissions::ReadWrite);
+            for slice in found.map_err(outside)? {
+                slices.push(slice.map_err(outside)?);
             }
         }
         Ok(Self(slices))

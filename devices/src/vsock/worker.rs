@@ -12,7 +12,7 @@ use super::buffers::{Receiver, RingError, next_packet};
 use super::muxer::Muxer;
 use super::{EVENT, LISTENER, RX, TIMER, TX};
 use crate::virtio::chain::{Chain, ChainError};
-use crate::virtio::{Interrupt, Memory};
+use crate::virtio::{Interrupt, Memory, wants_interrupt};
 
 /// How many packets are taken from the guest, and how many turns are given towards it, before the loop's other devices
 /// have theirs.
@@ -287,5 +287,5 @@ fn again(kick: &EventFd) {
 
 /// Whether the driver wants an interrupt for what was used.
 fn notify(queue: &mut Queue, memory: &Memory) -> Result<bool, RingError> {
-    queue.needs_notification(memory).map_err(RingError::Used)
+    wants_interrupt(queue, memory).map_err(RingError::Used)
 }

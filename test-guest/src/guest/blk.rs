@@ -17,7 +17,7 @@ const OUT: u32 = 1;
 const SECTOR: u64 = 512;
 /// Descriptors of a request: header, data, status.
 const PARTS: u16 = 3;
-/// Headers and status bytes, 32 bytes a request.
+/// Headers and status bytes: a cache line for each request, or two processors would fight for the one of neighbours.
 const HEADERS: u64 = BUFFERS;
 const STATUS: u64 = 16;
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -85,7 +85,7 @@ impl Disk {
     fn submit(&mut self, slot: u16, position: u64) {
         write64(header(slot) + 8, position / SECTOR);
         write8(header(slot) + STATUS, 0xff);
-        self.queue.publish(PARTS * slot);
+        self.queue.enter(PARTS * slot);
     }
 
     /// Does `count` requests, `depth` of them at a time. `before` and `after` are given each request's position and its
@@ -118,8 +118,11 @@ impl Disk {
                 positions[usize::from(slot)] = position;
                 next += 1;
             }
-            if submitted && self.queue.wants_notification() {
-                self.device.kick(0);
+            if submitted {
+                self.queue.announce();
+                if self.queue.wants_notification() {
+                    self.device.kick(0);
+                }
             }
             let mut completed = Some(self.queue.wait()?);
             while let Some((head, _)) = completed {
@@ -141,7 +144,7 @@ impl Disk {
 }
 
 fn header(slot: u16) -> u64 {
-    HEADERS + 32 * u64::from(slot)
+    HEADERS + 64 * u64::from(slot)
 }
 
 fn depth(value: u64) -> u16 {

@@ -69,16 +69,27 @@ impl Queue {
 
     /// Makes a chain available.
     pub(super) fn publish(&mut self, head: u16) {
+        self.enter(head);
+        self.announce();
+    }
+
+    /// Puts a chain into the ring, for the device to see with the next announcement.
+    pub(super) fn enter(&mut self, head: u16) {
         let entry = self.available % self.size;
         write16(self.available_ring() + 4 + 2 * u64::from(entry), head);
         self.available = self.available.wrapping_add(1);
-        fence(Ordering::SeqCst);
+    }
+
+    /// Makes all chains that were entered available.
+    pub(super) fn announce(&self) {
+        // The device sees the chains before their number.
+        fence(Ordering::Release);
         write16(self.available_ring() + 2, self.available);
-        fence(Ordering::SeqCst);
     }
 
     /// Whether the device wants to be notified.
     pub(super) fn wants_notification(&self) -> bool {
+        // What was made available is seen before the device's wish is read: it looks once more after it has told that.
         fence(Ordering::SeqCst);
         read16(self.used_ring()) & NO_NOTIFY == 0
     }
@@ -88,7 +99,8 @@ impl Queue {
         if read16(self.used_ring() + 2) == self.used {
             return None;
         }
-        fence(Ordering::SeqCst);
+        // The entry was written before its number.
+        fence(Ordering::Acquire);
         let entry = self.used_ring() + 4 + 8 * u64::from(self.used % self.size);
         self.used = self.used.wrapping_add(1);
         // The device wrote it from a head of 16 bits.

@@ -99,6 +99,34 @@ fn gives_up_on_storage_that_does_not_answer_and_works_again_when_it_does() {
     assert_eq!(machine.ask(IN, 0, &[], 512).0, OK);
 }
 
+/// Answers are held to be given back together, but not while the storage is waited for.
+#[test]
+fn gives_back_what_is_done_before_it_waits() {
+    let file = image(SECTORS);
+    let (block, handle) = made(options(false, 1)).unwrap();
+    handle.attach(opened(&file)).unwrap();
+    let mut machine = Machine::started(block);
+    let page = machine.allocate(4096);
+    let hang = hang(&machine, page);
+    let quick = machine.allocate(4096);
+    for (kind, data) in [
+        (IN, Buffer::Write(quick, 512)),
+        (IN, Buffer::Write(quick, 1024)),
+        (OUT, Buffer::Read(page, 512)),
+    ] {
+        let request = machine.allocate_with(&header(kind, 0));
+        let status = machine.allocate(1);
+        machine.submit(0, &[Buffer::Read(request, 16), data, Buffer::Write(status, 1)]);
+    }
+    machine.notify(0);
+    assert_eq!(machine.wait_used(0).1, 513);
+    assert_eq!(machine.wait_used(0).1, 1025);
+    assert!(crate::testing::wait_readable(&hang, PATIENCE));
+    assert_eq!(machine.take_used(0), None);
+    drop(hang);
+    assert_eq!(machine.wait_used(0).1, 1);
+}
+
 #[test]
 fn says_that_a_detached_disk_is_still_open() {
     let file = image(SECTORS);

@@ -24,9 +24,9 @@ fn puts_a_request_back_when_it_shall_stop() {
     assert!(chain.take(&mut queue, &machine.memory).unwrap());
     let stopping = Arc::new(AtomicBool::new(true));
     let mut service = request::Service::new(machine.memory.clone(), handle.slot.clone(), 0, stopping.clone());
-    assert_eq!(service.serve(&chain), None);
+    assert_eq!(service.serve(&chain, false), request::Answer::Stopped);
     stopping.store(false, Ordering::SeqCst);
-    assert_eq!(service.serve(&chain), Some(513));
+    assert_eq!(service.serve(&chain, false), request::Answer::Given(513));
     machine.transport.resume();
     assert_eq!(machine.wait_used(0).1, 513);
 }
