@@ -40,7 +40,7 @@ fn load(kernel: &[u8], initramfs: &[&[u8]]) {
         initramfs: initramfs.iter().map(|content| file(content)).collect(),
     };
     // What is wrong with it does not matter.
-    let _ = boot::load(&memory, files, "quiet", layout::ACPI_TABLES);
+    let _ = boot::load(&memory, &files, "quiet", layout::ACPI_TABLES);
 }
 
 /// A number that is likely to mean something.

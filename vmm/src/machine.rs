@@ -1,17 +1,19 @@
 //! A machine, from nothing to a running guest and back.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use husk_vmm_config::{Config, End, ExitCounts, Report, State, Status};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Kvm, VmFd};
 use thiserror::Error;
 
 use crate::devices::{Devices, DevicesError};
 use crate::ending::Ending;
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, MemoryError};
-use crate::resources::Parts;
+use crate::resources::{DeviceFiles, Parts};
 use crate::timeline::Timeline;
 use crate::vcpu::{self, Gate, Running, Vcpu, VcpuError};
 use crate::x86_64::acpi::{self, AcpiError};
@@ -67,7 +69,7 @@ pub struct Machine {
     timeline: Arc<Timeline>,
     state: State,
     _vm: VmFd,
-    memory: memory::Memory,
+    _memory: memory::Memory,
 }
 
 impl Machine {
@@ -85,6 +87,68 @@ impl Machine {
         let kvm = kvm::check(parts.kvm, config.vcpus.count)?;
         timeline.reach("KVM checked");
 
+        // The vCPUs stand before the guest until the machine runs.
+        let gate = Arc::new(Gate::new(config.vcpus.count as usize));
+        gate.close();
+        vcpu::prepare_kicks()?;
+        // The boot processor's last: the others wait in KVM for its call.
+        let threads: Vec<_> = (0..config.vcpus.count)
+            .rev()
+            .map(|index| vcpu::Thread::start(index, &gate, ending))
+            .collect::<Result<_, _>>()?;
+        timeline.reach("vCPU threads started");
+
+        // KVM asks the processor for each leaf, of which each can be an exit to a hypervisor below: that takes as long
+        // as what is done here meanwhile.
+        let (cpuid, made) = thread::scope(|scope| {
+            let cpuid = scope.spawn(|| cpuid::Template::new(&kvm, config.vcpus));
+            let made = Self::make(&kvm, config, parts.devices, ending, timeline);
+            (cpuid.join(), made)
+        });
+        let (vm, memory, devices) = made?;
+        let cpuid = cpuid.unwrap_or_else(|panic| resume_unwind(panic))?;
+
+        let vcpus: Vec<Vcpu> = (0..config.vcpus.count)
+            .map(|index| Vcpu::create(&vm, index, &cpuid))
+            .collect::<Result<_, _>>()?;
+        timeline.reach("vCPUs created");
+
+        let rsdp = acpi::write(&memory, config.vcpus.count, devices.described())?;
+        let entry = boot::load(&memory, &parts.boot, &config.kernel.command_line, rsdp)?;
+        if let Some(first) = vcpus.first() {
+            registers::set(first.fd(), &memory, entry)?;
+        }
+        timeline.reach("kernel loaded");
+
+        let shared = vcpu::Shared {
+            mmio: devices.mmio(),
+            pio: devices.pio(),
+            gate: Arc::clone(&gate),
+            ending: Arc::clone(ending),
+            timeline: Arc::clone(timeline),
+            memory: memory.clone(),
+        };
+        let vcpus = threads.into_iter().zip(vcpus.into_iter().rev());
+        Ok(Self {
+            gate,
+            vcpus: vcpus.map(|(thread, vcpu)| thread.take(vcpu, shared.clone())).collect(),
+            devices,
+            ending: Arc::clone(ending),
+            timeline: Arc::clone(timeline),
+            state: State::Running,
+            _vm: vm,
+            _memory: memory,
+        })
+    }
+
+    /// Makes what there is of a machine before its vCPUs.
+    fn make(
+        kvm: &Kvm,
+        config: &Config,
+        files: DeviceFiles,
+        ending: &Arc<Ending>,
+        timeline: &Arc<Timeline>,
+    ) -> Result<(VmFd, memory::Memory, Devices), MachineError> {
         let vm = kvm.create_vm().map_err(KvmError::CreateVm)?;
         timeline.reach("machine created");
 
@@ -95,58 +159,14 @@ impl Machine {
         interrupts::create(&vm)?;
         timeline.reach("interrupt controllers created");
 
-        let devices = Devices::create(&vm, &memory, config, parts.devices, ending, timeline)?;
+        let devices = Devices::create(&vm, &memory, config, files, ending, timeline)?;
         timeline.reach("devices created");
-
-        vcpu::prepare_kicks()?;
-        let cpuid = cpuid::Template::new(&kvm, config.vcpus)?;
-        let vcpus: Vec<Vcpu> = (0..config.vcpus.count)
-            .map(|index| Vcpu::create(&vm, index, &cpuid))
-            .collect::<Result<_, _>>()?;
-        timeline.reach("vCPUs created");
-
-        let rsdp = acpi::write(&memory, config.vcpus.count, devices.described())?;
-        let entry = boot::load(&memory, parts.boot, &config.kernel.command_line, rsdp)?;
-        if let Some(first) = vcpus.first() {
-            registers::set(first.fd(), &memory, entry)?;
-        }
-        timeline.reach("kernel loaded");
-
-        let mut machine = Self {
-            gate: Arc::new(Gate::new(vcpus.len())),
-            vcpus: Vec::with_capacity(vcpus.len()),
-            devices,
-            ending: Arc::clone(ending),
-            timeline: Arc::clone(timeline),
-            state: State::Running,
-            _vm: vm,
-            memory,
-        };
-        // The vCPUs stand before the guest until the machine runs.
-        machine.gate.close();
-        machine.start_threads(vcpus)?;
-        Ok(machine)
+        Ok((vm, memory, devices))
     }
 
     /// Lets the guest run, for the first time.
     pub fn run(&self) {
         self.gate.open();
-    }
-
-    /// Starts the vCPUs' threads, the boot processor's last: the others wait in KVM for its call.
-    fn start_threads(&mut self, vcpus: Vec<Vcpu>) -> Result<(), VcpuError> {
-        let shared = vcpu::Shared {
-            mmio: self.devices.mmio(),
-            pio: self.devices.pio(),
-            gate: Arc::clone(&self.gate),
-            ending: Arc::clone(&self.ending),
-            timeline: Arc::clone(&self.timeline),
-            memory: self.memory.clone(),
-        };
-        for vcpu in vcpus.into_iter().rev() {
-            self.vcpus.push(vcpu.start(shared.clone())?);
-        }
-        Ok(())
     }
 
     /// What the machine says of itself.

@@ -5,16 +5,20 @@
 //! guest touches its memory thinly, and what it does not use should cost the host nothing.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::sendfile::sendfile64;
 use nix::unistd::ftruncate;
 use thiserror::Error;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, ReadVolatile,
+};
 
 /// Guest memory as devices see it.
 pub type Memory = vm_memory::GuestMemoryMmap<()>;
@@ -103,6 +107,45 @@ fn map(file: &Arc<File>, offset: u64, address: u64, length: u64) -> Result<Guest
     GuestRegionMmap::new(mapping, GuestAddress(address)).ok_or_else(|| failed(MmapRegionError::InvalidOffsetLength))
 }
 
+/// Copies `count` bytes of a file, from `offset` on, to a guest address; they must lie in one piece of memory.
+///
+/// They are written to the memory's file and not to its mapping: so a page is neither faulted in nor cleared before it is
+/// filled, which for a kernel takes as long as the copy itself.
+///
+/// # Errors
+/// The file cannot be read, is shorter, or the bytes do not lie in one piece.
+pub fn load(memory: &Memory, address: u64, file: &File, offset: u64, count: u64) -> io::Result<()> {
+    let (region, inside) = memory
+        .to_region_addr(GuestAddress(address))
+        .filter(|(region, inside)| count <= region.len() - inside.0)
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    let backing = region.file_offset().ok_or(io::ErrorKind::Unsupported)?;
+    let mut to = backing.file();
+    to.seek(SeekFrom::Start(backing.start() + inside.0))?;
+    let mut from = i64::try_from(offset).map_err(io::Error::other)?;
+    let mut left = usize::try_from(count).map_err(io::Error::other)?;
+    while left > 0 {
+        match sendfile64(to, file, Some(&mut from), left) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(moved) => left -= moved,
+            Err(Errno::EINTR) => {}
+            // A file system that cannot give its pages away.
+            Err(Errno::EINVAL) => {
+                let rest = inside.0 + (count - left as u64);
+                let mut slice = region
+                    .get_slice(MemoryRegionAddress(rest), left)
+                    .map_err(io::Error::other)?;
+                let mut file = file;
+                file.seek(SeekFrom::Start(offset + count - left as u64))?;
+                file.read_exact_volatile(&mut slice).map_err(io::Error::other)?;
+                return Ok(());
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
 #[allow(unsafe_code)]
 fn keep_out_of_dumps(region: &GuestRegionMmap<()>) -> Result<(), MemoryError> {
     let length = usize::try_from(region.len()).map_err(|error| MemoryError::Advise(io::Error::other(error)))?;
@@ -117,6 +160,7 @@ fn keep_out_of_dumps(region: &GuestRegionMmap<()>) -> Result<(), MemoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::os::unix::fs::FileExt;
     use vm_memory::Bytes;
 
@@ -125,6 +169,36 @@ mod tests {
         assert_eq!(pieces(32 << 20), [(0, 32 << 20)]);
         assert_eq!(pieces(HOLE_START), [(0, HOLE_START)]);
         assert_eq!(pieces(4 << 30), [(0, HOLE_START), (HOLE_END, (4 << 30) - HOLE_START)]);
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_loaded_wherever_it_lies() {
+        let memory = create(32).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..20_000_u32).map(|number| number.to_le_bytes()[0]).collect();
+        file.write_all(&bytes).unwrap();
+        load(&memory, 0x10_0123, &file, 77, 10_000).unwrap();
+        let mut found = vec![0; 10_002];
+        memory.read_slice(&mut found, GuestAddress(0x10_0122)).unwrap();
+        assert_eq!(found[0], 0);
+        assert_eq!(found[1..10_001], bytes[77..10_077]);
+        assert_eq!(found[10_001], 0);
+        let error = load(&memory, 0x10_0000, &file, 15_000, 5_001).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let error = load(&memory, (32 << 20) - 99, &file, 0, 100).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        load(&memory, (32 << 20) - 99, &file, 0, 99).unwrap();
+    }
+
+    /// Files of /proc have no pages to give away.
+    #[test]
+    fn a_file_without_pages_is_loaded_too() {
+        let memory = create(32).unwrap();
+        let file = File::open("/proc/self/status").unwrap();
+        load(&memory, 0x10_0000, &file, 1, 20).unwrap();
+        let mut found = [0; 4];
+        memory.read_slice(&mut found, GuestAddress(0x10_0000)).unwrap();
+        assert_eq!(&found, b"ame:");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 
 use husk_devices::bus::{MmioBus, PioBus};
@@ -82,6 +83,16 @@ pub struct Vcpu {
     counts: Arc<Counts>,
 }
 
+/// A vCPU's thread, which is there before its vCPU: it needs as long to get its filter of system calls as the machine
+/// needs to be made.
+#[derive(Debug)]
+pub struct Thread {
+    handle: JoinHandle<()>,
+    /// The thread's number, once it runs.
+    number: Arc<AtomicI32>,
+    work: SyncSender<(Vcpu, Shared)>,
+}
+
 /// A running vCPU, seen from the thread that controls the machine.
 #[derive(Debug)]
 pub struct Running {
@@ -120,33 +131,6 @@ impl Vcpu {
     #[must_use]
     pub fn fd(&self) -> &VcpuFd {
         &self.fd
-    }
-
-    /// Starts the vCPU's thread.
-    ///
-    /// # Errors
-    /// The thread cannot be started.
-    pub fn start(self, shared: Shared) -> Result<Running, VcpuError> {
-        let index = self.index;
-        let page = Arc::clone(&self.page);
-        let counts = Arc::clone(&self.counts);
-        let ending = Arc::clone(&shared.ending);
-        let number = Arc::new(AtomicI32::new(0));
-        let own = Arc::clone(&number);
-        let thread = crate::threads::spawn(format!("vcpu{index}"), &ending, move || {
-            let _done = Done(Arc::clone(&shared.gate));
-            own.store(gettid().as_raw(), Ordering::SeqCst);
-            filters::enter(Kind::Vcpu)?;
-            self.run(&shared);
-            Ok::<(), VcpuError>(())
-        })
-        .map_err(|source| VcpuError::Thread { index, source })?;
-        Ok(Running {
-            thread,
-            number,
-            page,
-            counts,
-        })
     }
 
     /// Runs the guest until the machine ends.
@@ -216,6 +200,44 @@ impl Vcpu {
             index: self.index,
             reason: place + &internal_error(&mut self.fd),
         });
+    }
+}
+
+impl Thread {
+    /// Starts the thread of vCPU `index`, which passes the gate of all before it enters the guest.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(index: u32, gate: &Arc<Gate>, ending: &Arc<Ending>) -> Result<Self, VcpuError> {
+        let number = Arc::new(AtomicI32::new(0));
+        let (own, gate) = (Arc::clone(&number), Arc::clone(gate));
+        let (work, given) = mpsc::sync_channel::<(Vcpu, Shared)>(1);
+        let handle = crate::threads::spawn(format!("vcpu{index}"), ending, move || {
+            let _done = Done(gate);
+            own.store(gettid().as_raw(), Ordering::SeqCst);
+            filters::enter(Kind::Vcpu)?;
+            // None if there will be no machine.
+            if let Ok((vcpu, shared)) = given.recv() {
+                vcpu.run(&shared);
+            }
+            Ok::<(), VcpuError>(())
+        })
+        .map_err(|source| VcpuError::Thread { index, source })?;
+        Ok(Self { handle, number, work })
+    }
+
+    /// Gives the thread its vCPU.
+    #[must_use]
+    pub fn take(self, vcpu: Vcpu, shared: Shared) -> Running {
+        let (page, counts) = (Arc::clone(&vcpu.page), Arc::clone(&vcpu.counts));
+        // A thread that has failed has told the machine's end.
+        let _ = self.work.send((vcpu, shared));
+        Running {
+            thread: self.handle,
+            number: self.number,
+            page,
+            counts,
+        }
     }
 }
 

@@ -4,15 +4,15 @@
 //! is loaded.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use linux_loader::bootparam::{XLF_KERNEL_64, setup_header};
 use thiserror::Error;
-use vm_memory::{ByteValued, Bytes, GuestAddress};
+use vm_memory::ByteValued;
 
 use super::{Entry, Loaded, low_memory_end};
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::x86_64::layout;
 
 pub(super) const MAGIC: &[u8; 4] = b"HdrS";
@@ -42,10 +42,10 @@ pub enum BzImageError {
     #[error("it needs memory up to {} MiB, but the guest has only {} MiB of memory there", end.div_ceil(1 << 20), memory >> 20)]
     TooSmall { end: u64, memory: u64 },
     #[error("it cannot be copied into guest memory")]
-    Copy(#[source] vm_memory::GuestMemoryError),
+    Copy(#[source] io::Error),
 }
 
-pub(super) fn load(memory: &Memory, kernel: &mut File) -> Result<Loaded, BzImageError> {
+pub(super) fn load(memory: &Memory, kernel: &File) -> Result<Loaded, BzImageError> {
     let length = kernel.metadata().map_err(BzImageError::Read)?.len();
     let header = read_header(kernel, length)?;
     let sectors = if header.setup_sects == 0 { 4 } else { header.setup_sects };
@@ -68,11 +68,7 @@ pub(super) fn load(memory: &Memory, kernel: &mut File) -> Result<Loaded, BzImage
             memory: memory_end,
         });
     }
-    kernel.seek(SeekFrom::Start(offset)).map_err(BzImageError::Read)?;
-    let count = usize::try_from(size).map_err(|error| BzImageError::Read(io::Error::other(error)))?;
-    memory
-        .read_exact_volatile_from(GuestAddress(start), kernel, count)
-        .map_err(BzImageError::Copy)?;
+    memory::load(memory, start, kernel, offset, size).map_err(BzImageError::Copy)?;
     Ok(Loaded {
         entry: Entry::Linux64 {
             address: start + ENTRY_64,

@@ -4,15 +4,15 @@
 //! truncated image or too small a guest is told by its numbers.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use linux_loader::elf::{ELFCLASS64, ELFDATA2LSB, EM_X86_64, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 use thiserror::Error;
-use vm_memory::{ByteValued, Bytes, GuestAddress};
+use vm_memory::ByteValued;
 
 use super::{Entry, Loaded, low_memory_end};
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::x86_64::layout;
 
 /// The type of the note that holds the PVH entry (`XEN_ELFNOTE_PHYS32_ENTRY`), whose name is "Xen".
@@ -45,15 +45,12 @@ pub enum ElfError {
     #[error("its segment ends at {} MiB, but the guest has only {} MiB of memory there", end.div_ceil(1 << 20), memory >> 20)]
     TooSmall { end: u64, memory: u64 },
     #[error("its segment at {address:#x} cannot be copied into guest memory")]
-    Copy {
-        address: u64,
-        source: vm_memory::GuestMemoryError,
-    },
+    Copy { address: u64, source: io::Error },
     #[error("its entry {0:#x} lies in none of its segments")]
     Entry(u64),
 }
 
-pub(super) fn load(memory: &Memory, kernel: &mut File) -> Result<Loaded, ElfError> {
+pub(super) fn load(memory: &Memory, kernel: &File) -> Result<Loaded, ElfError> {
     let length = kernel.metadata().map_err(ElfError::Read)?.len();
     let (header, segments) = read_headers(kernel, length)?;
     let mut end = 0;
@@ -103,7 +100,7 @@ fn read_headers(kernel: &File, length: u64) -> Result<(Elf64_Ehdr, Vec<Elf64_Phd
 }
 
 /// Copies a segment and returns where its memory ends. What it has beyond its part of the file is zero already.
-fn load_segment(memory: &Memory, kernel: &mut File, length: u64, segment: &Elf64_Phdr) -> Result<u64, ElfError> {
+fn load_segment(memory: &Memory, kernel: &File, length: u64, segment: &Elf64_Phdr) -> Result<u64, ElfError> {
     let address = segment.p_paddr;
     check_length(length, "segments", segment.p_offset, segment.p_filesz)?;
     if segment.p_filesz > segment.p_memsz {
@@ -124,11 +121,7 @@ fn load_segment(memory: &Memory, kernel: &mut File, length: u64, segment: &Elf64
             memory: memory_end,
         });
     }
-    kernel.seek(SeekFrom::Start(segment.p_offset)).map_err(ElfError::Read)?;
-    // The file's length is at least this, and it fits into guest memory, which is mapped: it fits a usize.
-    let count = usize::try_from(segment.p_filesz).map_err(|error| ElfError::Read(io::Error::other(error)))?;
-    memory
-        .read_exact_volatile_from(GuestAddress(address), kernel, count)
+    memory::load(memory, address, kernel, segment.p_offset, segment.p_filesz)
         .map_err(|source| ElfError::Copy { address, source })?;
     Ok(end)
 }

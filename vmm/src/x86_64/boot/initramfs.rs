@@ -1,13 +1,12 @@
 //! Initramfs archives, one behind the other at the end of memory below 4 GiB.
 
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io;
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::Range;
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 
 /// The kernel finds the next archive at a multiple of four bytes behind the one before.
 const ALIGN: u64 = 4;
@@ -27,16 +26,13 @@ pub enum InitramfsError {
     )]
     TooLarge { size: u64, kernel_end: u64, limit: u64 },
     #[error("archive {index} cannot be copied into guest memory")]
-    Copy {
-        index: usize,
-        source: vm_memory::GuestMemoryError,
-    },
+    Copy { index: usize, source: io::Error },
 }
 
 /// Places the archives below `limit` and above `kernel_end`; `None` if there is none.
 pub(super) fn load(
     memory: &Memory,
-    archives: &mut [File],
+    archives: &[File],
     kernel_end: u64,
     limit: u64,
 ) -> Result<Option<Range>, InitramfsError> {
@@ -64,18 +60,9 @@ pub(super) fn load(
         });
     };
     let mut address = start;
-    for (index, (archive, length)) in archives.iter_mut().zip(lengths).enumerate() {
-        archive
-            .rewind()
-            .map_err(|source| InitramfsError::Read { index, source })?;
-        let count = usize::try_from(length).map_err(|error| InitramfsError::Read {
-            index,
-            source: io::Error::other(error),
-        })?;
+    for (index, (archive, length)) in archives.iter().zip(lengths).enumerate() {
         address = address.next_multiple_of(ALIGN);
-        memory
-            .read_exact_volatile_from(GuestAddress(address), archive, count)
-            .map_err(|source| InitramfsError::Copy { index, source })?;
+        memory::load(memory, address, archive, 0, length).map_err(|source| InitramfsError::Copy { index, source })?;
         address += length;
     }
     Ok(Some(Range { start, length: size }))

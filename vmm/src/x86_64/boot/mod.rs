@@ -74,12 +74,12 @@ enum RangeKind {
 ///
 /// # Errors
 /// What is wrong with a file, by name, or how much memory lacks.
-pub fn load(memory: &Memory, mut files: BootFiles, command_line: &str, rsdp: u64) -> Result<Entry, BootError> {
+pub fn load(memory: &Memory, files: &BootFiles, command_line: &str, rsdp: u64) -> Result<Entry, BootError> {
     let loaded = match identify(&files.kernel)? {
-        Kind::Elf => elf::load(memory, &mut files.kernel)?,
-        Kind::BzImage => bzimage::load(memory, &mut files.kernel)?,
+        Kind::Elf => elf::load(memory, &files.kernel)?,
+        Kind::BzImage => bzimage::load(memory, &files.kernel)?,
     };
-    let initramfs = initramfs::load(memory, &mut files.initramfs, loaded.end, loaded.initramfs_limit)?;
+    let initramfs = initramfs::load(memory, &files.initramfs, loaded.end, loaded.initramfs_limit)?;
     write_command_line(memory, command_line)?;
     match loaded.entry {
         Entry::Pvh { .. } => start_info::write(memory, initramfs, rsdp).map_err(BootError::Write)?,

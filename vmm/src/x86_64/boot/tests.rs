@@ -73,7 +73,7 @@ fn boot(mib: u32, kernel: &[u8], initramfs: &[&[u8]]) -> (Memory, Result<Entry, 
         kernel: file(kernel),
         initramfs: initramfs.iter().map(|content| file(content)).collect(),
     };
-    let entry = load(&memory, files, "quiet panic=-1", layout::ACPI_TABLES);
+    let entry = load(&memory, &files, "quiet panic=-1", layout::ACPI_TABLES);
     (memory, entry)
 }
 
