@@ -49,6 +49,42 @@ enum Failure {
     Slow,
 }
 
+/// What a chain asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    /// None if it has no whole header in memory.
+    kind: Option<u32>,
+    sector: u64,
+    /// How many bytes it has behind its header for the device to read.
+    length: u64,
+    /// Where its status goes.
+    status: Option<GuestAddress>,
+    /// How many bytes it has before its status for the device to write.
+    room: u64,
+}
+
+impl Request {
+    /// How many of the requests from the first on are reads of which each goes on where the one before it ends, `most`
+    /// bytes together; the first alone is always one.
+    pub(super) fn run(requests: &[Self], most: u64) -> usize {
+        let mut length = 0_u64;
+        let follows = |pair: &&[Self]| {
+            let [first, second] = pair else { return false };
+            length = length.saturating_add(first.room);
+            let next = first.sector.checked_add(first.room / SECTOR);
+            first.is_whole_read()
+                && second.is_whole_read()
+                && next == Some(second.sector)
+                && length + second.room <= most
+        };
+        1 + requests.windows(2).take_while(follows).count()
+    }
+
+    fn is_whole_read(&self) -> bool {
+        self.kind == Some(T_IN) && self.status.is_some() && self.room.is_multiple_of(SECTOR)
+    }
+}
+
 /// What came of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
@@ -95,39 +131,111 @@ impl Service {
         }
     }
 
-    /// Does a request and writes its status byte; only if it needs no waiting, where it is to be answered `at_once`.
-    pub(super) fn serve(&mut self, chain: &Chain, at_once: bool) -> Answer {
-        // The status is the last byte that the device may write, however the buffers are cut (section 2.7.4.3).
-        let Some(status_address) = last_byte(chain.writable()) else {
-            debug!(disk = self.slot.id, "a request has no room for its status");
-            return Answer::Given(0);
+    /// Looks at what a chain asks.
+    pub(super) fn look(&self, chain: &Chain) -> Request {
+        let mut header = [0; HEADER];
+        let (kind, sector) = match self.copy_in(chain.readable(), 0, &mut header) {
+            Ok(()) => {
+                let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
+                (Some(u32::from_le_bytes([t0, t1, t2, t3])), u64::from_le_bytes(sector))
+            }
+            Err(_) => (None, 0),
         };
-        let room = total(chain.writable()) - 1;
+        Request {
+            kind,
+            sector,
+            length: total(chain.readable()).saturating_sub(HEADER as u64),
+            // The status is the last byte that the device may write, however the buffers are cut (section 2.7.4.3).
+            status: last_byte(chain.writable()),
+            room: total(chain.writable()).saturating_sub(1),
+        }
+    }
+
+    /// Does a request and writes its status byte; only if it needs no waiting, where it is to be answered `at_once`.
+    pub(super) fn serve(&mut self, chain: &Chain, request: &Request, at_once: bool) -> Answer {
         let mut written = 0;
-        let status = match self.execute(chain, room, at_once, &mut written) {
+        let status = match self.execute(chain, request, at_once, &mut written) {
             Ok(()) => S_OK,
             Err(Failure::Io) => S_IOERR,
             Err(Failure::Unsupported) => S_UNSUPP,
             Err(Failure::Stopped) => return Answer::Stopped,
             Err(Failure::Slow) => return Answer::Slow,
         };
-        let written = match self.memory.write_obj(status, status_address) {
-            Ok(()) => written + 1,
-            Err(error) => {
+        Answer::Given(self.conclude(request, status, written))
+    }
+
+    /// Does reads of which each goes on where the one before it ends, by one system call, and adds for each its chain's
+    /// head and the number of bytes written to `answered`. False says that nothing is answered: they are to be done one
+    /// by one, as one of them needs waiting or fails.
+    #[allow(unsafe_code)]
+    pub(super) fn read_together(
+        &mut self,
+        chains: &[Chain],
+        requests: &[Request],
+        answered: &mut Vec<(u16, u32)>,
+    ) -> bool {
+        let Some(backend) = self.slot.backend() else {
+            return false;
+        };
+        let length = requests.iter().map(|request| request.room).sum();
+        let Ok(offset) = locate(&backend, requests[0].sector, length) else {
+            return false;
+        };
+        self.vectors.clear();
+        for (chain, request) in chains.iter().zip(requests) {
+            if self
+                .gather(chain.writable(), 0, request.room, Permissions::Write)
+                .is_err()
+            {
+                return false;
+            }
+        }
+        let mut moved = 0;
+        // SAFETY: as in `read`.
+        let result = unsafe {
+            backend.transfer(
+                Direction::FromCache,
+                &mut self.vectors,
+                offset,
+                &self.stopping,
+                &mut moved,
+            )
+        };
+        if result.is_err() {
+            return false;
+        }
+        for (chain, request) in chains.iter().zip(requests) {
+            answered.push((chain.head(), self.conclude(request, S_OK, request.room)));
+        }
+        true
+    }
+
+    /// Writes a request's status byte; returns with how many bytes the request is given back.
+    fn conclude(&self, request: &Request, status: u8, written: u64) -> u32 {
+        let written = match request.status.map(|address| self.memory.write_obj(status, address)) {
+            Some(Ok(())) => written + 1,
+            Some(Err(error)) => {
                 debug!(disk = self.slot.id, %error, "a request's status byte is not in memory");
                 written
             }
+            None => {
+                debug!(disk = self.slot.id, "a request has no room for its status");
+                written
+            }
         };
-        Answer::Given(u32::try_from(written).unwrap_or(u32::MAX))
+        u32::try_from(written).unwrap_or(u32::MAX)
     }
 
-    fn execute(&mut self, chain: &Chain, room: u64, at_once: bool, written: &mut u64) -> Result<(), Failure> {
-        let length = total(chain.readable()).checked_sub(HEADER as u64).ok_or(Failure::Io)?;
-        let mut header = [0; HEADER];
-        self.copy_in(chain.readable(), 0, &mut header)?;
-        let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
-        let sector = u64::from_le_bytes(sector);
-        let kind = u32::from_le_bytes([t0, t1, t2, t3]);
+    fn execute(&mut self, chain: &Chain, request: &Request, at_once: bool, written: &mut u64) -> Result<(), Failure> {
+        let Request {
+            kind,
+            sector,
+            length,
+            room,
+            ..
+        } = *request;
+        // Without a place for its status nobody would know what became of it.
+        let kind = kind.filter(|_| request.status.is_some()).ok_or(Failure::Io)?;
         if kind == T_GET_ID {
             return self.get_id(chain, room, written);
         }
@@ -178,6 +286,7 @@ impl Service {
         written: &mut u64,
     ) -> Result<(), Failure> {
         let offset = locate(backend, sector, length)?;
+        self.vectors.clear();
         self.gather(chain.writable(), 0, length, Permissions::Write)?;
         // SAFETY: `gather` made the vectors of guest memory, which stays mapped as long as `self.memory`, and to
         // which there are no references.
@@ -191,6 +300,7 @@ impl Service {
             return Err(Failure::Io);
         }
         let offset = locate(backend, sector, length)?;
+        self.vectors.clear();
         self.gather(chain.readable(), HEADER as u64, length, Permissions::Read)?;
         let mut moved = 0;
         // SAFETY: as in `read`.
@@ -271,9 +381,8 @@ impl Service {
         if rest.is_empty() { Ok(()) } else { Err(Failure::Io) }
     }
 
-    /// Makes `self.vectors` of the buffers' bytes, `length` from `from` on, all of them in guest memory.
+    /// Adds the buffers' bytes, `length` from `from` on, to `self.vectors`, all of them in guest memory.
     fn gather(&mut self, buffers: &[Descriptor], from: u64, length: u64, access: Permissions) -> Result<(), Failure> {
-        self.vectors.clear();
         for (address, length) in spans(buffers, from, length) {
             let slices = self
                 .memory

@@ -11,10 +11,10 @@ use std::thread;
 use std::time::Instant;
 
 use tracing::{error, warn};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::request::{Answer, Service};
+use super::request::{Answer, Request, Service};
 use super::slot::Slot;
 use super::spin::Spin;
 use super::sys;
@@ -23,7 +23,8 @@ use crate::virtio::{Interrupt, Memory, wants_interrupt};
 
 /// A worker's stack in bytes: it calls nothing deep and keeps its buffers elsewhere.
 const STACK: usize = 128 << 10;
-/// How many answers are held to be given back together, and with how many bytes of data: what takes a few microseconds.
+/// How many requests are taken, and their answers held to be given back together, and with how many bytes of data: what
+/// takes a few microseconds.
 const BATCH: usize = 8;
 const BATCH_BYTES: u64 = 64 << 10;
 
@@ -90,6 +91,8 @@ impl Job {
             stopping,
             service,
             answered: Vec::with_capacity(BATCH),
+            chains: Default::default(),
+            requests: Vec::with_capacity(BATCH),
             spin: Spin::new(processors),
         };
         work.run();
@@ -154,6 +157,9 @@ struct Work {
     service: Service,
     /// Requests that are done and not given back yet: their heads, and how many bytes were written for each.
     answered: Vec<(u16, u32)>,
+    /// What is taken at once, and what it asks; both kept to be used again.
+    chains: [Chain; BATCH],
+    requests: Vec<Request>,
     spin: Spin,
 }
 
@@ -163,19 +169,16 @@ impl Work {
     }
 
     fn run(&mut self) {
-        let mut chain = Chain::new();
-        if let Err(error) = self.answer_and_wait(&mut chain) {
+        if let Err(error) = self.answer_and_wait() {
             warn!(%error, "a disk's queue makes no sense");
-            // What was in order before is answered, as far as the ring still takes it.
-            let _ = self.give_back();
             self.interrupt.needs_reset();
         }
     }
 
     /// Answers requests until the worker shall stop.
-    fn answer_and_wait(&mut self, chain: &mut Chain) -> Result<(), ChainError> {
+    fn answer_and_wait(&mut self) -> Result<(), ChainError> {
         loop {
-            self.drain(chain)?;
+            self.drain()?;
             if self.stopping.load(Ordering::SeqCst) {
                 return Ok(());
             }
@@ -192,21 +195,18 @@ impl Work {
     }
 
     /// Answers all that is available, with notifications off meanwhile.
-    fn drain(&mut self, chain: &mut Chain) -> Result<(), ChainError> {
+    fn drain(&mut self) -> Result<(), ChainError> {
         loop {
             self.queue
                 .disable_notification(&self.memory)
                 .map_err(ChainError::Ring)?;
-            while !self.stopping.load(Ordering::SeqCst) && chain.take(&mut self.queue, &self.memory)? {
-                self.answer(chain)?;
-            }
-            self.give_back()?;
+            while self.answer_batch()? {}
             let more = || {
                 let end = self.queue.avail_idx(&self.memory, Ordering::Acquire);
                 let end = end.map_err(ChainError::Ring)?.0;
                 Ok(end != self.queue.next_avail() || self.stopping.load(Ordering::SeqCst))
             };
-            if self.spin.look(more)? {
+            if self.spin.look(more)? && !self.stopping.load(Ordering::SeqCst) {
                 continue;
             }
             // Looks at the ring again after it asked to be notified, so that nothing falls between.
@@ -217,26 +217,76 @@ impl Work {
         }
     }
 
-    /// Does a request. What is done before it is given back before it is waited for.
-    fn answer(&mut self, chain: &Chain) -> Result<(), ChainError> {
+    /// Takes some requests, answers them and gives them back; false if there was none, or the worker shall stop.
+    fn answer_batch(&mut self) -> Result<bool, ChainError> {
+        let mut taken = 0;
+        let mut end = Ok(());
+        while taken < BATCH && !self.stopping.load(Ordering::SeqCst) {
+            match self.chains[taken].take(&mut self.queue, &self.memory) {
+                Ok(true) => taken += 1,
+                Ok(false) => break,
+                // What came before it is in order.
+                Err(error) => {
+                    end = Err(error);
+                    break;
+                }
+            }
+        }
+        self.requests.clear();
+        let looked = self.chains[..taken].iter().map(|chain| self.service.look(chain));
+        self.requests.extend(looked);
+        let done = self.answer(taken)?;
+        // Those that were not done come again when the device goes on.
+        let undone = u16::try_from(taken - done).unwrap_or(0);
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(undone));
+        self.give_back()?;
+        end.map(|()| taken > 0 && undone == 0)
+    }
+
+    /// Answers the requests that were taken, in their order; returns how many were when the worker was to stop.
+    fn answer(&mut self, taken: usize) -> Result<usize, ChainError> {
+        let mut index = 0;
+        while index < taken {
+            let run = index..index + Request::run(&self.requests[index..], BATCH_BYTES);
+            let together = run.len() > 1
+                && self.service.read_together(
+                    &self.chains[run.clone()],
+                    &self.requests[run.clone()],
+                    &mut self.answered,
+                );
+            if !together {
+                for index in run.clone() {
+                    if !self.answer_one(index)? {
+                        return Ok(index);
+                    }
+                }
+            }
+            index = run.end;
+            let bytes: u64 = self.answered.iter().map(|(_, written)| u64::from(*written)).sum();
+            if bytes > BATCH_BYTES {
+                self.give_back()?;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Answers a request, or returns false as the worker shall stop. What is done before it is given back before it is
+    /// waited for.
+    fn answer_one(&mut self, index: usize) -> Result<bool, ChainError> {
+        let (chain, request) = (&self.chains[index], &self.requests[index]);
         let mut answer = Answer::Slow;
         if !self.answered.is_empty() {
-            answer = self.service.serve(chain, true);
+            answer = self.service.serve(chain, request, true);
         }
-        if matches!(answer, Answer::Slow) {
+        if answer == Answer::Slow {
             self.give_back()?;
-            answer = self.service.serve(chain, false);
+            answer = self.service.serve(&self.chains[index], &self.requests[index], false);
         }
         let Answer::Given(written) = answer else {
-            self.queue.go_to_previous_position();
-            return Ok(());
+            return Ok(false);
         };
-        self.answered.push((chain.head(), written));
-        let bytes: u64 = self.answered.iter().map(|(_, written)| u64::from(*written)).sum();
-        if self.answered.len() == BATCH || bytes > BATCH_BYTES {
-            self.give_back()?;
-        }
-        Ok(())
+        self.answered.push((self.chains[index].head(), written));
+        Ok(true)
     }
 
     /// Puts what is done into the used ring, all at once: driver and device then seldom fight for the ring's memory.

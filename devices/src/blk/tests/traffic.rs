@@ -24,11 +24,72 @@ fn puts_a_request_back_when_it_shall_stop() {
     assert!(chain.take(&mut queue, &machine.memory).unwrap());
     let stopping = Arc::new(AtomicBool::new(true));
     let mut service = request::Service::new(machine.memory.clone(), handle.slot.clone(), 0, stopping.clone());
-    assert_eq!(service.serve(&chain, false), request::Answer::Stopped);
+    let request = service.look(&chain);
+    assert_eq!(service.serve(&chain, &request, false), request::Answer::Stopped);
     stopping.store(false, Ordering::SeqCst);
-    assert_eq!(service.serve(&chain, false), request::Answer::Given(513));
+    assert_eq!(service.serve(&chain, &request, false), request::Answer::Given(513));
     machine.transport.resume();
     assert_eq!(machine.wait_used(0).1, 513);
+}
+
+/// Reads of which each goes on where the one before it ends are done by one system call.
+#[test]
+fn reads_in_a_row_are_each_answered_for_themselves() {
+    let file = image(SECTORS);
+    let mut machine = machine(&file, false, 1);
+    let data = contents(&file);
+    let end = SECTORS as u64;
+    let nowhere = u64::MAX - 0xffff;
+    // Where each begins and how many sectors it has; its buffer, if not one of its own; its status.
+    let rows = [
+        vec![(0, 1, None, OK), (1, 2, None, OK), (3, 1, None, OK), (4, 5, None, OK)],
+        vec![
+            (7, 1, None, OK),
+            (8, 1, Some(nowhere), IOERR),
+            (9, 1, None, OK),
+            (10, 0, None, OK),
+        ],
+        vec![(end - 2, 1, None, OK), (end - 1, 1, None, OK), (end, 1, None, IOERR)],
+        vec![
+            (5, 300, None, OK),
+            (305, 100, None, OK),
+            (405, 1, None, OK),
+            (7, 1, None, OK),
+        ],
+    ];
+    for row in rows {
+        let mut requests = Vec::new();
+        for (sector, count, place, status) in row {
+            let request = machine.allocate_with(&header(IN, sector));
+            let length = count * 512;
+            let target = place.unwrap_or_else(|| machine.allocate(length as u64 + 1));
+            let state = machine.allocate_with(&[0xee]);
+            let buffers = [
+                Buffer::Read(request, 16),
+                Buffer::Write(target, u32::try_from(length).unwrap()),
+                Buffer::Write(state, 1),
+            ];
+            let head = machine.submit(0, &buffers);
+            requests.push((head, sector, length, target, state, status));
+        }
+        machine.notify(0);
+        for (head, sector, length, target, state, status) in requests {
+            let written = if status == OK { length + 1 } else { 1 };
+            assert_eq!(
+                machine.wait_used(0),
+                (head, u32::try_from(written).unwrap()),
+                "at {sector}"
+            );
+            assert_eq!(machine.bytes(state, 1), [status], "at {sector}");
+            if status == OK {
+                let start = usize::try_from(sector).unwrap() * 512;
+                assert!(
+                    machine.bytes(target, length) == data[start..start + length],
+                    "at {sector}"
+                );
+            }
+        }
+    }
 }
 
 /// Requests of several megabytes, in the middle of which the device is paused and moved.
