@@ -6,6 +6,7 @@ mod monitor;
 mod native;
 mod plot;
 mod proc;
+mod qemu;
 mod report;
 mod resident;
 mod series;

@@ -235,6 +235,11 @@ impl Shared {
         }
     }
 
+    /// The page in a file of the machine's memory.
+    pub(crate) fn of_file(memory: File) -> Self {
+        Self(memory)
+    }
+
     pub(crate) fn go(&self) -> Result<()> {
         Ok(self.0.write_all_at(&1u64.to_le_bytes(), SHARED_PAGE + GO)?)
     }

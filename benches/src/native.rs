@@ -9,7 +9,7 @@ use husk_test_guest::report::Outcome;
 
 use crate::monitor::{Monitor, Setup, Shared};
 use crate::series::Part;
-use crate::{Plan, proc};
+use crate::{Plan, proc, qemu};
 
 /// Of the disk that is read, in bytes.
 const DISK: usize = 16 << 20;
@@ -115,12 +115,18 @@ fn memory(plan: &Plan, part: &mut Part) -> Result<()> {
 
 /// Reads of 4 KiB from a file in the page cache, by the guest through virtio-blk and by this program.
 fn blk(plan: &Plan, part: &mut Part) -> Result<()> {
-    let mut file = tempfile::tempfile()?;
-    file.write_all(&vec![0x5a; DISK])?;
+    let mut disk = tempfile::NamedTempFile::new()?;
+    disk.write_all(&vec![0x5a; DISK])?;
+    let file = disk.as_file();
+    let qemu = qemu::found();
+    if !qemu {
+        part.notes
+            .push("blk: there is no qemu-system-x86_64 to compare with".to_owned());
+    }
     let ticks_per_second = tick_rate();
     let count = if plan.quick { 2_000 } else { 20_000 };
     for _ in 0..plan.times(9) {
-        let own = own_loop(&file, count)?;
+        let own = own_loop(file, count)?;
         part.add("blk: host's own preadv loop", "requests/s", own);
         for depth in [1, 32] {
             let orders = format!("+wait +blk-read qd={depth} size={BLOCK} count={count} check=0 +idle");
@@ -145,6 +151,13 @@ fn blk(plan: &Plan, part: &mut Part) -> Result<()> {
                 "us",
                 micros(spent) / count as f64,
             );
+            if qemu {
+                let orders = format!("+blk-read qd={depth} size={BLOCK} count={count} check=0");
+                let outcome = qemu::disk(plan, disk.path(), &orders)?;
+                let other = self::rate(&outcome, ticks_per_second);
+                part.add(&format!("blk QD{depth}: the same guest in QEMU"), "requests/s", other);
+                part.add(&format!("blk QD{depth}: husk-vmm over QEMU"), "times", rate / other);
+            }
         }
     }
     Ok(())
