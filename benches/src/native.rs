@@ -124,7 +124,7 @@ fn blk(plan: &Plan, part: &mut Part) -> Result<()> {
             .push("blk: there is no qemu-system-x86_64 to compare with".to_owned());
     }
     let ticks_per_second = tick_rate();
-    let count = if plan.quick { 2_000 } else { 20_000 };
+    let count = if plan.quick { 20_000 } else { 200_000 };
     for _ in 0..plan.times(9) {
         let own = own_loop(file, count)?;
         part.add("blk: host's own preadv loop", "requests/s", own);

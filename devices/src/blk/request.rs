@@ -133,14 +133,13 @@ impl Service {
 
     /// Looks at what a chain asks.
     pub(super) fn look(&self, chain: &Chain) -> Request {
-        let mut header = [0; HEADER];
-        let (kind, sector) = match self.copy_in(chain.readable(), 0, &mut header) {
-            Ok(()) => {
-                let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
-                (Some(u32::from_le_bytes([t0, t1, t2, t3])), u64::from_le_bytes(sector))
-            }
-            Err(_) => (None, 0),
-        };
+        let (mut kind, mut sector) = ([0; 8], [0; 8]);
+        // In two pieces of eight bytes, which need no call to copy them.
+        let whole = self.copy_in(chain.readable(), 0, &mut kind).is_ok()
+            && self.copy_in(chain.readable(), 8, &mut sector).is_ok();
+        let [t0, t1, t2, t3, ..] = kind;
+        let kind = whole.then_some(u32::from_le_bytes([t0, t1, t2, t3]));
+        let sector = u64::from_le_bytes(sector);
         Request {
             kind,
             sector,
