@@ -25,7 +25,7 @@ use crate::virtio::{Interrupt, Memory, wants_interrupt};
 const STACK: usize = 128 << 10;
 /// How many requests are taken, and their answers held to be given back together, and with how many bytes of data: what
 /// takes a few microseconds.
-const BATCH: usize = 8;
+const BATCH: usize = 16;
 const BATCH_BYTES: u64 = 64 << 10;
 
 /// What all workers of a device are given.

@@ -31,6 +31,8 @@ pub(super) struct Queue {
     pub(super) size: u16,
     available: u16,
     used: u16,
+    /// The used ring's number as it was seen last.
+    seen: u16,
 }
 
 impl Queue {
@@ -45,6 +47,7 @@ impl Queue {
             size,
             available: 0,
             used: 0,
+            seen: 0,
         };
         write16(queue.available_ring(), NO_INTERRUPT);
         queue
@@ -96,11 +99,14 @@ impl Queue {
 
     /// The next chain that the device is done with: its head, and how many bytes were written.
     pub(super) fn take(&mut self) -> Option<(u16, u32)> {
-        if read16(self.used_ring() + 2) == self.used {
+        if self.seen == self.used {
+            self.seen = read16(self.used_ring() + 2);
+            // The entries were written before their number.
+            fence(Ordering::Acquire);
+        }
+        if self.seen == self.used {
             return None;
         }
-        // The entry was written before its number.
-        fence(Ordering::Acquire);
         let entry = self.used_ring() + 4 + 8 * u64::from(self.used % self.size);
         self.used = self.used.wrapping_add(1);
         // The device wrote it from a head of 16 bits.
