@@ -13,10 +13,12 @@ use clap::ValueEnum;
 use serde_json::json;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::args::Global;
 
@@ -36,29 +38,28 @@ pub(crate) enum Format {
 /// Begins to write what `-v`, `--debug` and `HUSK_LOG` ask for; warnings if they say nothing.
 pub(crate) fn start(global: &Global) -> Result<()> {
     let default = match global.verbose {
-        0 if global.debug => "debug",
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
+        0 if global.debug => LevelFilter::DEBUG,
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     };
-    let filter = match std::env::var("HUSK_LOG") {
-        Ok(filter) if default == "warn" => EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new(default)),
-        _ => EnvFilter::new(default),
+    let asked: Option<Targets> = match std::env::var("HUSK_LOG") {
+        Ok(filter) if default == LevelFilter::WARN => filter.parse().ok(),
+        _ => None,
     };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter);
+    let filter = asked.unwrap_or_else(|| Targets::new().with_default(default));
+    let subscriber = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer();
     match &global.log {
-        None => subscriber
-            .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal())
-            .init(),
+        None => {
+            let lines = lines.with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+            subscriber.with(lines).init();
+        }
         Some(path) => {
             *lock() = Some(open(path).with_context(|| format!("the log {} cannot be opened", path.display()))?);
-            subscriber
-                .with_writer(Destination::now)
-                .with_ansi(false)
-                .event_format(Shape(global.log_format))
-                .init();
+            let lines = lines.with_writer(Destination::now).with_ansi(false);
+            subscriber.with(lines.event_format(Shape(global.log_format))).init();
         }
     }
     Ok(())

@@ -3,6 +3,10 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::Mutex;
 
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
 /// How much is said in a process's life, in bytes.
 const LIMIT: usize = 1 << 20;
 /// The end of a log that was longer.
@@ -10,12 +14,13 @@ const LAST: &str = "the log is full: nothing more is written to it\n";
 
 /// Logs to stderr what `HUSK_LOG` asks for; warnings if it says nothing.
 pub(crate) fn start() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("HUSK_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let asked: Option<Targets> = std::env::var("HUSK_LOG").ok().and_then(|filter| filter.parse().ok());
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(Mutex::new(Bounded::new(io::stderr(), LIMIT)))
+        .with_writer(Mutex::new(Bounded::new(io::stderr(), LIMIT)));
+    tracing_subscriber::registry()
+        .with(asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN)))
+        .with(lines)
         .init();
 }
 
