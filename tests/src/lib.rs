@@ -45,6 +45,7 @@ pub use devices::with_devices;
 pub use disk::SmallDisk;
 pub use host::Host;
 pub use husk::Husk;
+pub use leftovers::Snapshot;
 pub use outcome::Outcome;
 pub use pattern::Pattern;
 pub use podman::Podman;
