@@ -41,6 +41,47 @@ pub(crate) fn residents(processes: &[Process]) -> Vec<Process> {
     RESIDENTS.map(of_name).into()
 }
 
+/// A line of what the residents have, when that stays as it is.
+///
+/// # Panics
+/// A resident is gone.
+pub(crate) fn line(residents: &[Process]) -> String {
+    settled(residents);
+    let of_one = |process: &Process| {
+        let memory = fields(&format!("/proc/{}/status", process.pid))["RssAnon"];
+        format!("{} {} descriptors {memory} KiB", process.name, process.descriptors())
+    };
+    let all: Vec<_> = residents.iter().map(of_one).collect();
+    all.join(", ")
+}
+
+/// Descriptors and threads of the residents, once they stay as they are.
+fn settled(residents: &[Process]) -> Vec<(String, usize)> {
+    // Nothing tells of a descriptor that another process closes.
+    let end = Instant::now() + GRACE;
+    let mut last = exact(residents);
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = exact(residents);
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    last
+}
+
+fn exact(residents: &[Process]) -> Vec<(String, usize)> {
+    let of_one = |process: &Process| {
+        let threads = fields(&format!("/proc/{}/status", process.pid))["Threads"];
+        [
+            (format!("{}: descriptors", process.name), process.descriptors()),
+            (format!("{}: threads", process.name), threads),
+        ]
+    };
+    residents.iter().flat_map(of_one).collect()
+}
+
 /// The figures at one moment, with how much each may grow.
 #[derive(Debug)]
 pub(crate) struct Figures(Vec<(String, usize, Option<usize>)>);
@@ -51,19 +92,9 @@ impl Figures {
     /// # Panics
     /// A resident is gone.
     pub(crate) fn take(residents: &[Process]) -> Self {
-        // Nothing tells of a descriptor that another process closes.
-        let end = Instant::now() + GRACE;
-        let mut last = Self::exact(residents);
-        while Instant::now() < end {
-            std::thread::sleep(Duration::from_secs(1));
-            let now = Self::exact(residents);
-            if now == last {
-                break;
-            }
-            last = now;
-        }
+        let exact = settled(residents);
         let mut all = vec![("open files of the system".to_owned(), open_files(), Some(OPEN_FILES))];
-        all.extend(last.into_iter().map(|(name, number)| (name, number, Some(0))));
+        all.extend(exact.into_iter().map(|(name, number)| (name, number, Some(0))));
         for resident in residents {
             let status = fields(&format!("/proc/{}/status", resident.pid));
             let name = &resident.name;
@@ -76,17 +107,6 @@ impl Figures {
             all.push((format!("{name}, KiB"), memory[name], None));
         }
         Self(all)
-    }
-
-    fn exact(residents: &[Process]) -> Vec<(String, usize)> {
-        let of_one = |process: &Process| {
-            let threads = fields(&format!("/proc/{}/status", process.pid))["Threads"];
-            [
-                (format!("{}: descriptors", process.name), process.descriptors()),
-                (format!("{}: threads", process.name), threads),
-            ]
-        };
-        residents.iter().flat_map(of_one).collect()
     }
 
     /// Prints them beside those of before. One line for each that has grown too much; empty when none has.

@@ -81,8 +81,10 @@ impl<'h> Soak<'h> {
                 self.attempt(Self::enter);
             }
             if number % REPORTED == 0 || number == count {
-                things.wait_for_processes();
                 self.tell(number);
+                // Told now too, so that a run that is broken off has said what it knows.
+                println!("       {}", figures::line(&self.residents));
+                print!("{}", things.leftovers());
             }
         }
         println!("{at_once} sandboxes at once");
@@ -93,7 +95,8 @@ impl<'h> Soak<'h> {
         // First, since it waits until connections to the container that stays are closed.
         let after = Figures::take(&self.residents);
         let left = things.leftovers();
-        let counts = things.counts().into_iter().zip(Snapshot::take(&directories).counts());
+        let now = Snapshot::take(&directories);
+        let counts = things.counts().into_iter().zip(now.counts());
         println!("\n{}", figures::HEAD);
         for ((kind, then), (_, now)) in counts {
             println!("{}", figures::row(kind, then, now, Some(0)));

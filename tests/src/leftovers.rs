@@ -124,7 +124,7 @@ impl Snapshot {
     }
 
     /// Waits for their end, as long as a teardown may take, and buries those that this program has adopted.
-    pub fn wait_for_processes(&self) {
+    pub(crate) fn wait_for_processes(&self) {
         let deadline = Instant::now() + GRACE;
         loop {
             reap_orphans();
