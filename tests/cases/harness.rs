@@ -1,10 +1,13 @@
 //! The tests' own tools, which must notice what they are there to notice.
 
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use husk_tests::{Host, Pattern, tiny};
+use nix::sched::{CloneFlags, unshare};
 
 #[test]
 fn a_tiny_program_does_what_its_few_instructions_say() {
@@ -49,5 +52,26 @@ fn a_process_that_stays_is_noticed() {
 fn a_file_in_the_run_directory_is_noticed() {
     let host = Host::new();
     std::fs::write(host.run_directory().join("forgotten"), "").unwrap();
+    host.is_clean();
+}
+
+#[test]
+#[should_panic = "socket /proc/self/fd"]
+fn a_socket_that_stays_is_noticed() {
+    let host = Host::new();
+    let directory = std::fs::File::open(host.scratch()).unwrap();
+    let _socket = UnixListener::bind(format!("/proc/self/fd/{}/vsock.sock", directory.as_raw_fd())).unwrap();
+    host.is_clean();
+}
+
+#[test]
+#[should_panic = "network namespace net:["]
+fn a_network_namespace_that_stays_is_noticed() {
+    let host = Host::new();
+    let made = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        std::fs::File::open("/proc/thread-self/ns/net").unwrap()
+    });
+    let _namespace = made.join().unwrap();
     host.is_clean();
 }

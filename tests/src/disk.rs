@@ -30,7 +30,7 @@ impl SmallDisk {
             Some(options.as_str()),
         )
         .expect("mount a tmpfs");
-        let before = Snapshot::take(path);
+        let before = Snapshot::take(&[path]);
         Self {
             path: path.to_owned(),
             before,

@@ -54,7 +54,7 @@ impl Host {
         fs::create_dir(scratch.path().join("run")).expect("make the run directory");
         let image_cache = image_cache(scratch.path());
         fs::create_dir_all(&image_cache).expect("make the image cache");
-        let before = Snapshot::take(&scratch.path().join("run"));
+        let before = Snapshot::take(&[&scratch.path().join("run")]);
         Self {
             before,
             image_cache,
@@ -90,7 +90,7 @@ impl Host {
 
     /// Waits for what is still ending, then says what is there that was not there before; empty when there is nothing.
     pub fn leftovers(&self) -> String {
-        self.before.leftovers(&self.run_directory())
+        self.before.leftovers()
     }
 
     /// Fails if anything is left.

@@ -14,6 +14,7 @@
 //! The tests themselves are in `cases/`, by subject. They need root, a usable `/dev/kvm` and what `cargo xtask test`
 //! builds and names in the environment ([`prepared`]); they fail, and say so, where it is missing.
 
+mod agent;
 mod bundle;
 mod container;
 mod containerd;
@@ -38,6 +39,7 @@ mod terminal;
 pub mod tiny;
 mod trees;
 
+pub use agent::kill_agent;
 pub use bundle::Bundle;
 pub use container::{Container, read_pid, wait_for};
 pub use containerd::Containerd;
@@ -45,6 +47,7 @@ pub use devices::with_devices;
 pub use disk::SmallDisk;
 pub use host::Host;
 pub use husk::Husk;
+pub use leftovers::Snapshot;
 pub use outcome::Outcome;
 pub use pattern::Pattern;
 pub use podman::Podman;

@@ -12,6 +12,7 @@ mod place;
 mod process;
 mod setup;
 mod size;
+mod soak;
 mod trees;
 mod workspace;
 
@@ -32,6 +33,7 @@ Tasks:
   demo   Build everything and run a container in a microVM
   test   Run every test
   fuzz   Give the parts that face a guest or an image whatever they may be given
+  soak   Run hundreds of sandboxes and look for what is left of them
   bench  Measure husk: start, exits, memory, disk, vsock; JSON and pictures
   build  Build husk, husk-vmm, the agent and the guest's kernel
   setup  Install what the other tasks need; they also do it themselves
@@ -96,6 +98,25 @@ Examples:
   cargo xtask fuzz vsock muxer --seconds 600
   cargo xtask fuzz layer --input fuzz/artifacts/layer/crash-0123";
 
+const SOAK_HELP: &str = "\
+Run sandboxes one after the other, then at once, beside one that lives all the while, and compare the machine before
+and after: processes, mounts, cgroups, sockets, files, network namespaces, open files, and the descriptors, threads and
+memory of the one that stays. Every tenth is created, started and deleted rather than run; after every fifth a command
+enters the one that stays. Prints a table, and fails with the names of what is left.
+
+Without hardware virtualization it runs in the emulated host, where 500 take about half an hour.
+
+Usage: cargo xtask soak [OPTIONS]
+
+Options:
+      --count N    Sandboxes one after the other [default: 500]
+      --at-once N  Sandboxes at once, up to 100 [default: 20]
+  -h, --help       This text
+
+Examples:
+  cargo xtask soak
+  cargo xtask soak --count 20 --at-once 4";
+
 const BENCH_HELP: &str = "\
 Measure husk: on this machine's KVM what needs no Linux guest, and the rest where /dev/kvm is real.
 
@@ -137,6 +158,10 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
         Some(Value(task)) if task == "bench" => match bench_options(&mut arguments)? {
             Some(options) => bench::run(&options),
             None => help(BENCH_HELP),
+        },
+        Some(Value(task)) if task == "soak" => match soak_options(&mut arguments)? {
+            Some(options) => soak::run(&options),
+            None => help(SOAK_HELP),
         },
         // Not for people: what `test` runs where /dev/kvm is real.
         Some(Value(task)) if task == "each-test" => {
@@ -226,6 +251,25 @@ fn test_options(arguments: &mut lexopt::Parser) -> Result<Option<(every_test::On
 }
 
 /// None: help was asked for.
+fn soak_options(arguments: &mut lexopt::Parser) -> Result<Option<soak::Options>> {
+    let mut options = soak::Options::default();
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("count") => options.count = arguments.value()?.parse().context("--count")?,
+            Long("at-once") => options.at_once = arguments.value()?.parse().context("--at-once")?,
+            Long("help") | Short('h') => return Ok(None),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    ensure!(
+        options.at_once <= 100,
+        "--at-once is {}, more than 100",
+        options.at_once
+    );
+    Ok(Some(options))
+}
+
+/// None: help was asked for.
 fn bench_options(arguments: &mut lexopt::Parser) -> Result<Option<bench::Options>> {
     let mut options = bench::Options::default();
     while let Some(argument) = arguments.next()? {
@@ -305,6 +349,18 @@ mod tests {
             parse(&["ls", "--cpus", "0"]).unwrap().unwrap().command,
             ["ls", "--cpus", "0"]
         );
+    }
+
+    #[test]
+    fn a_soak_has_numbers_of_its_own() {
+        let parse = |words: &[&str]| soak_options(&mut lexopt::Parser::from_args(words));
+        let (count, at_once) = (7, 100);
+        let options = parse(&["--count", "7", "--at-once=100"]).unwrap();
+        assert_eq!(options, Some(soak::Options { count, at_once }));
+        assert_eq!(parse(&["--help"]).unwrap(), None);
+        for words in [&["--at-once", "101"][..], &["--count", "-1"], &["7"]] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
     }
 
     #[test]

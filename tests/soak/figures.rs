@@ -1,0 +1,146 @@
+//! Numbers that must stay as they are, of the machine and of the processes of a sandbox that lives long.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use husk_tests::Process;
+
+/// The processes of a detached container on the host.
+const RESIDENTS: [&str; 3] = ["husk-keeper", "husk-monitor", "husk-vmm"];
+/// What a command leaves to be closed after its end is closed within this time.
+const GRACE: Duration = Duration::from_secs(10);
+/// Linux counts open files by processor and adds up roughly; and other programs run.
+const OPEN_FILES: usize = 200;
+/// In KiB: what a process allocates for itself may lie in other places now than before. A leak of one KiB a sandbox or
+/// ten an `exec` is beyond it in a run of the usual length.
+const OWN_MEMORY: usize = 256;
+
+/// The table's first line.
+pub(crate) const HEAD: &str = "                                        before      after    may grow";
+
+/// One line of the table. What has no limit is told only.
+pub(crate) fn row(name: &str, before: usize, after: usize, limit: Option<usize>) -> String {
+    let limit = limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
+    format!("{name:<36}{before:>10} {after:>10} {limit:>11}")
+}
+
+/// The long-lived ones among a sandbox's processes.
+///
+/// # Panics
+/// One of them is missing, or there are several.
+pub(crate) fn residents(processes: &[Process]) -> Vec<Process> {
+    let of_name = |name| {
+        let found: Vec<_> = processes.iter().filter(|process| process.name == name).collect();
+        match found[..] {
+            [one] => one.clone(),
+            _ => panic!("one {name}, not {}: {processes:?}", found.len()),
+        }
+    };
+    RESIDENTS.map(of_name).into()
+}
+
+/// A line of what the residents have, when that stays as it is.
+///
+/// # Panics
+/// A resident is gone.
+pub(crate) fn line(residents: &[Process]) -> String {
+    settled(residents);
+    let of_one = |process: &Process| {
+        let memory = fields(&format!("/proc/{}/status", process.pid))["RssAnon"];
+        format!("{} {} descriptors {memory} KiB", process.name, process.descriptors())
+    };
+    let all: Vec<_> = residents.iter().map(of_one).collect();
+    all.join(", ")
+}
+
+/// Descriptors and threads of the residents, once they stay as they are.
+fn settled(residents: &[Process]) -> Vec<(String, usize)> {
+    // Nothing tells of a descriptor that another process closes.
+    let end = Instant::now() + GRACE;
+    let mut last = exact(residents);
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = exact(residents);
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    last
+}
+
+fn exact(residents: &[Process]) -> Vec<(String, usize)> {
+    let of_one = |process: &Process| {
+        let threads = fields(&format!("/proc/{}/status", process.pid))["Threads"];
+        [
+            (format!("{}: descriptors", process.name), process.descriptors()),
+            (format!("{}: threads", process.name), threads),
+        ]
+    };
+    residents.iter().flat_map(of_one).collect()
+}
+
+/// The figures at one moment, with how much each may grow.
+#[derive(Debug)]
+pub(crate) struct Figures(Vec<(String, usize, Option<usize>)>);
+
+impl Figures {
+    /// Reads them when descriptors and threads of the residents stay as they are.
+    ///
+    /// # Panics
+    /// A resident is gone.
+    pub(crate) fn take(residents: &[Process]) -> Self {
+        let exact = settled(residents);
+        let mut all = vec![("open files of the system".to_owned(), open_files(), Some(OPEN_FILES))];
+        all.extend(exact.into_iter().map(|(name, number)| (name, number, Some(0))));
+        for resident in residents {
+            let status = fields(&format!("/proc/{}/status", resident.pid));
+            let name = &resident.name;
+            all.push((format!("{name}: own memory, KiB"), status["RssAnon"], Some(OWN_MEMORY)));
+            // With the guest's memory, which it has when it has used it once, and with pages of files.
+            all.push((format!("{name}: all memory, KiB"), status["VmRSS"], None));
+        }
+        let memory = fields("/proc/meminfo");
+        for name in ["MemAvailable", "SUnreclaim"] {
+            all.push((format!("{name}, KiB"), memory[name], None));
+        }
+        Self(all)
+    }
+
+    /// Prints them beside those of before. One line for each that has grown too much; empty when none has.
+    pub(crate) fn compare(&self, before: &Self) -> String {
+        let mut grown = String::new();
+        for ((name, now, limit), (_, then, _)) in self.0.iter().zip(&before.0) {
+            println!("{}", row(name, *then, *now, *limit));
+            if limit.is_some_and(|limit| *now > then + limit) {
+                // Writing to a String cannot fail.
+                let _ = writeln!(grown, "{name} from {then} to {now}");
+            }
+        }
+        grown
+    }
+}
+
+/// Open files of all processes, and those that are on their way between processes.
+fn open_files() -> usize {
+    let told = fs::read_to_string("/proc/sys/fs/file-nr").expect("/proc/sys/fs/file-nr");
+    let first = told.split_whitespace().next();
+    first
+        .and_then(|word| word.parse().ok())
+        .expect("a number of open files")
+}
+
+/// The lines `name: number` of a file of /proc.
+///
+/// # Panics
+/// The file is gone.
+fn fields(path: &str) -> BTreeMap<String, usize> {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let field = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        Some((name.to_owned(), value.split_whitespace().next()?.parse().ok()?))
+    };
+    text.lines().filter_map(field).collect()
+}
