@@ -14,7 +14,7 @@ use crate::monitor::now_ns;
 use crate::runtimes::{self, command, ratios};
 use crate::series::Part;
 use crate::start::{MEMORY, STATE, Timings, husk};
-use crate::{Plan, bundle, proc};
+use crate::{Plan, bundle, proc, rounds};
 
 /// Of the sandbox or container that ends.
 const NAME: &str = "bench-end";
@@ -24,15 +24,10 @@ const PROCESSES: [&str; 3] = ["husk-vmm", "husk-keeper", "husk-monitor"];
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {
-    for round in 0..=plan.times(5) {
-        let mut ignored = Part::new("", BTreeMap::new(), PathBuf::new());
-        // The first round makes the image and warms the caches.
-        let part = if round == 0 { &mut ignored } else { &mut *part };
+    rounds::run(plan, part, 5, |part| {
         of_run(plan, part)?;
-        of_delete(plan, part)?;
-        part.keep()?;
-    }
-    Ok(())
+        of_delete(plan, part)
+    })
 }
 
 /// The end of `husk run`, whose process ends by itself.
@@ -93,29 +88,39 @@ fn of_delete(plan: &Plan, part: &mut Part) -> Result<()> {
         directory.path(),
         &plan.rootfs,
         &["/bin/sleep", "100000"],
-        Some("/bench-end"),
+        Some(&format!("/{NAME}")),
     )?;
     let mut times = BTreeMap::new();
     for (name, program) in runtimes::present(plan) {
-        let before = Processes::now()?;
-        for words in [&["create", NAME][..], &["start", NAME]] {
-            let mut command = command(&program, directory.path(), words);
-            Program::start(command.stdout(Stdio::null()))?.succeed()?;
-        }
-        let watched = before.new_ones()?;
-        let called = Instant::now();
-        let mut command = command(&program, directory.path(), &["delete", "--force", NAME]);
-        Program::start(&mut command)?.succeed()?;
-        let (took, since) = (called.elapsed(), Instant::now());
-        let paths = [Path::new(STATE).join(NAME), Path::new(CGROUPS).join("bench-end")];
-        let left = Left::after(since, watched, &paths)?;
-        let took = took.as_secs_f64() * 1e3;
+        let killed = killed(&program, directory.path());
+        let (took, left) = match killed {
+            Ok(killed) => killed,
+            Err(error) => {
+                runtimes::clean_up(&program, directory.path(), NAME);
+                return Err(error.context(format!("a container of {name}")));
+            }
+        };
         part.add(&format!("end: {name} delete --force, call to return"), "ms", took);
         left.add(&format!("{name} delete --force"), part);
         times.insert(name, took);
     }
     ratios(part, "end: delete --force", &times);
     Ok(())
+}
+
+/// The time of `delete --force` of a running container, in ms, and what was left then.
+fn killed(program: &Path, bundle: &Path) -> Result<(f64, Left)> {
+    let before = Processes::now()?;
+    for words in [["create", NAME], ["start", NAME]] {
+        let mut command = command(program, bundle, &words);
+        Program::start(command.stdout(Stdio::null()))?.succeed()?;
+    }
+    let watched = before.new_ones()?;
+    let called = Instant::now();
+    Program::start(&mut command(program, bundle, &["delete", "--force", NAME]))?.succeed()?;
+    let (took, since) = (called.elapsed(), Instant::now());
+    let paths = [Path::new(STATE).join(NAME), Path::new(CGROUPS).join(NAME)];
+    Ok((took.as_secs_f64() * 1e3, Left::after(since, watched, &paths)?))
 }
 
 /// Husk's processes at a time.

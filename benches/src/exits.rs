@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::Plan;
 use crate::monitor::{Monitor, Setup};
 use crate::sandbox::Sandbox;
 use crate::series::Part;
+use crate::{Plan, rounds};
 
 const DEBUG: &str = "/sys/kernel/debug";
 /// How husk starts the guest's kernel without a console (`sandbox/src/kernel`).
 const COMMAND_LINE: &str = "panic=-1 random.trust_cpu=on cryptomgr.notests tsc=nowatchdog quiet 8250.nr_uarts=0";
 
 pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {
-    for _ in 0..plan.times(3) {
+    rounds::run(plan, part, 2, |part| {
         let monitor = Monitor::start(plan, linux(plan)?)?;
         monitor.accept().context("the agent does not say that it is ready")?;
         add(part, &statistics(monitor.pid())?, "to agent ready");
@@ -26,9 +26,8 @@ pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {
         let counts = statistics(sandbox.machine);
         sandbox.stop(plan)?;
         add(part, &counts?, "to the first process (the return of husk run --detach)");
-        part.keep()?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// The machine that husk makes for a container of one vCPU, without the container.

@@ -11,7 +11,7 @@ use crate::bounded::{self, Program};
 use crate::runtimes::{command, present, ratios};
 use crate::series::Part;
 use crate::start::{MEMORY, husk};
-use crate::{Plan, bundle, stage};
+use crate::{Plan, bundle, rounds, stage};
 
 /// Reads blocks of 4 KiB past the page cache with several programs at a time, each with one request under way. Says when,
 /// and what the disk's statistics were before and after.
@@ -24,7 +24,7 @@ while [ $number -lt $depth ]; do
 done
 wait
 echo end; cat $statistics"#;
-/// The deep queue.
+/// How many read at a time, where it is not one.
 const DEPTH: usize = 32;
 
 /// Sends, takes, and then gives back what comes.
@@ -35,16 +35,15 @@ const CHUNK: usize = 64 << 10;
 /// Of a message that goes through a container and comes back, in bytes.
 const MESSAGE: usize = 64;
 
-/// The root file system's disk, by one `dd` and by [`DEPTH`] of them. A guest's one processor runs them all: the figures
-/// have the cost of Linux and of switching between programs in them.
+/// The root file system's disk, by one `dd` and by [`DEPTH`] of them. A guest's one processor runs them all, so that
+/// the requests under way are fewer than the programs, and the figures have the cost of Linux and of switching in them.
 pub(crate) fn blk(plan: &Plan, part: &mut Part) -> Result<()> {
     let (_directory, tree) = stage::with_data(plan)?;
     let rootfs = tree.to_string_lossy().into_owned();
     let shell = tree.join("bin/sh");
     let data = tree.join("data").to_string_lossy().into_owned();
     let total = if plan.quick { 320 } else { 4_800 };
-    // The first round makes the image and brings everything into memory.
-    for round in 0..=plan.times(3) {
+    rounds::run(plan, part, 3, |part| {
         for depth in [1, DEPTH] {
             let (count, each) = (depth.to_string(), (total / depth).to_string());
             let mut own = Command::new(&shell);
@@ -58,26 +57,22 @@ pub(crate) fn blk(plan: &Plan, part: &mut Part) -> Result<()> {
             );
             guests.args(["/data", &count, &each, "/sys/block/vda/stat"]);
             let (own, guests) = (reads(&mut own)?, reads(&mut guests)?);
-            if round == 0 {
-                continue;
-            }
             let rate = |reads: &Reads| total as f64 / reads.seconds;
-            let name = format!("blk QD{depth} (as many dd)");
+            let name = format!("blk, {depth} dd at a time");
             part.add(&format!("{name}: on the host itself"), "requests/s", rate(&own));
             part.add(&format!("{name}: in a container of husk"), "requests/s", rate(&guests));
             let percent = 100.0 * rate(&guests) / rate(&own);
             part.add(&format!("{name}: husk's against the host's"), "%", percent);
-            let [requests, depth] = guests.disk.context("the guest has no statistics of its disk")?;
+            let [requests, waited] = guests.disk.context("the guest has no statistics of its disk")?;
             ensure!(requests >= total as f64, "{requests} requests for {total} reads");
             part.add(
                 &format!("{name}: requests under way in the guest, mean"),
                 "requests",
-                depth,
+                waited / 1e3 / guests.seconds,
             );
         }
-        part.keep()?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// What [`READS`] says.
@@ -126,7 +121,7 @@ pub(crate) fn vsock(plan: &Plan, part: &mut Part) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let words = ["/bin/sh", "-c", STREAMS, "sh", &chunks.to_string()];
     bundle::write(directory.path(), &plan.rootfs, &words, None)?;
-    for round in 0..=plan.times(3) {
+    rounds::run(plan, part, 3, |part| {
         let mut trips = BTreeMap::new();
         let mut own = Command::new(plan.rootfs.join("bin/sh"));
         own.args(&words[1..]).env("PATH", plan.rootfs.join("bin"));
@@ -136,9 +131,6 @@ pub(crate) fn vsock(plan: &Plan, part: &mut Part) -> Result<()> {
         }
         for (name, mut command) in all {
             let [sent, taken, trip] = streams(&mut command, chunks, messages).with_context(|| name.to_owned())?;
-            if round == 0 {
-                continue;
-            }
             let mib = (chunks * CHUNK) as f64 / 1_048_576.0;
             part.add(&format!("vsock, {name}: stdout"), "MiB/s", mib / sent);
             part.add(&format!("vsock, {name}: stdin"), "MiB/s", mib / taken);
@@ -147,9 +139,8 @@ pub(crate) fn vsock(plan: &Plan, part: &mut Part) -> Result<()> {
             trips.insert(name, micros);
         }
         ratios(part, "vsock, round trip", &trips);
-        part.keep()?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// How a runtime runs the bundle in its directory with its own stdin.

@@ -10,7 +10,7 @@ use crate::{Plan, exits, proc};
 
 const NAME: &str = "bench-idle";
 /// What a start leaves for later, such as the agent's answers and the kernel's flusher, is done by then.
-const SETTLE: Duration = Duration::from_secs(10);
+pub(crate) const SETTLE: Duration = Duration::from_secs(10);
 
 /// Context switches, CPU time and exits of a husk-vmm whose guest runs a container that sleeps.
 pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {

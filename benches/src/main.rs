@@ -13,6 +13,7 @@ mod plot;
 mod proc;
 mod report;
 mod resident;
+mod rounds;
 mod runtimes;
 mod sandbox;
 mod series;

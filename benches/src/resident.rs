@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
+use crate::idle::SETTLE;
 use crate::sandbox::Sandbox;
 use crate::series::Part;
 use crate::{Plan, proc};
@@ -20,7 +21,9 @@ pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {
 }
 
 fn measure(plan: &Plan, part: &mut Part, running: &mut Vec<Sandbox>) -> Result<()> {
-    let free = proc::meminfo("MemAvailable")?;
+    // What went before has left memory that the host takes back in its own time.
+    std::thread::sleep(SETTLE);
+    let (mut free, mut before) = (proc::meminfo("MemAvailable")?, 0);
     let counts: &[usize] = if plan.quick { &[1] } else { &[1, 10, 50] };
     for &count in counts {
         while running.len() < count && proc::meminfo("MemAvailable")? >= ROOM {
@@ -28,11 +31,12 @@ fn measure(plan: &Plan, part: &mut Part, running: &mut Vec<Sandbox>) -> Result<(
             running.push(Sandbox::start(plan, &name)?);
         }
         let number = running.len();
-        ensure!(number > 0, "the host has no memory for a sandbox");
+        ensure!(number > before, "the host has memory for {number} sandboxes only");
         monitors(part, running)?;
-        let taken = (free - proc::meminfo("MemAvailable")?) / number as f64;
-        let name = format!("memory of {number}: the host's available memory, each");
-        part.add(&name, "MiB", taken);
+        let left = proc::meminfo("MemAvailable")?;
+        let name = format!("memory of {number}: the host's available memory, each since {before}");
+        part.add(&name, "MiB", (free - left) / (number - before) as f64);
+        (free, before) = (left, number);
         if let [only] = running.as_slice() {
             guest(plan, part, only)?;
         }

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::series::Part;
 use crate::start::at_home;
-use crate::{Plan, bounded, bundle, stage};
+use crate::{Plan, bounded, bundle, rounds, stage};
+
+/// Of the container.
+const NAME: &str = "bench";
 
 /// A runtime's name and program.
 pub(crate) type Runtime = (&'static str, PathBuf);
@@ -44,16 +47,18 @@ pub(crate) fn ratios(part: &mut Part, what: &str, values: &BTreeMap<&str, f64>) 
 pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {
     let directory = tempfile::tempdir()?;
     bundle::write(directory.path(), &plan.rootfs, &["/bin/true"], None)?;
-    for round in 0..=plan.times(5) {
+    rounds::run(plan, part, 5, |part| {
         let (mut starts, mut lives) = (BTreeMap::new(), BTreeMap::new());
         for (name, program) in present(plan) {
-            let (start, life) = life(&program, directory.path()).with_context(|| format!("a container of {name}"))?;
+            let (start, life) = match life(&program, directory.path()) {
+                Ok(times) => times,
+                Err(error) => {
+                    clean_up(&program, directory.path(), NAME);
+                    return Err(error.context(format!("a container of {name}")));
+                }
+            };
             starts.insert(name, start);
             lives.insert(name, life);
-        }
-        // The first round makes the image and warms the caches.
-        if round == 0 {
-            continue;
         }
         for (what, values) in [("create, start", &starts), ("create, start, wait, delete", &lives)] {
             for (name, took) in values {
@@ -61,9 +66,14 @@ pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {
             }
             ratios(part, &format!("runtimes: {what}"), values);
         }
-        part.keep()?;
-    }
-    Ok(())
+        Ok(())
+    })
+}
+
+/// Removes what a failure may have left.
+pub(crate) fn clean_up(program: &Path, bundle: &Path, name: &str) {
+    // There may be nothing.
+    let _ = bounded::output(&mut command(program, bundle, &["delete", "--force", name]));
 }
 
 /// The time of a container's life in ms, up to the return of `start` and in all. Its process ends when the stream that
@@ -71,14 +81,14 @@ pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {
 fn life(program: &Path, bundle: &Path) -> Result<(f64, f64)> {
     let (mut read, write) = bounded::stream()?;
     let started = Instant::now();
-    let mut create = command(program, bundle, &["create", "bench"]);
+    let mut create = command(program, bundle, &["create", NAME]);
     let created = bounded::Program::start(create.stdout(write))?;
     // Ends this side's hold on the stream.
     drop(create);
     created.succeed()?;
-    bounded::Program::start(&mut command(program, bundle, &["start", "bench"]))?.succeed()?;
+    bounded::Program::start(&mut command(program, bundle, &["start", NAME]))?.succeed()?;
     let start = started.elapsed();
     read.read_to_end(&mut Vec::new())?;
-    bounded::Program::start(&mut command(program, bundle, &["delete", "--force", "bench"]))?.succeed()?;
+    bounded::Program::start(&mut command(program, bundle, &["delete", "--force", NAME]))?.succeed()?;
     Ok((start.as_secs_f64() * 1e3, started.elapsed().as_secs_f64() * 1e3))
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::series::Part;
-use crate::{Plan, bounded};
+use crate::{Plan, bounded, rounds};
 
 /// Of a sandbox, as `husk run --memory` takes it.
 pub(crate) const MEMORY: &str = "128M";
@@ -65,7 +65,7 @@ pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {
     let rootfs = plan.rootfs.to_string_lossy();
     // Counted instructions hardly spread, and counting is slow.
     let full = if part.place == "icount" { 3 } else { 7 };
-    for round in 0..=plan.times(full) {
+    rounds::run(plan, part, full, |part| {
         let words = [
             "run",
             "--timings=json",
@@ -79,19 +79,14 @@ pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {
         let started = Instant::now();
         let said = bounded::output(&mut husk(plan, &words))?;
         let whole = started.elapsed();
-        // The first round makes the image and warms the caches.
-        if round == 0 {
-            continue;
-        }
         record(part, &Timings::of(&said.stderr)?);
         part.add(
             "start: husk run true, seen by its caller",
             "ms",
             whole.as_secs_f64() * 1e3,
         );
-        part.keep()?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn record(part: &mut Part, timings: &Timings) {
