@@ -141,7 +141,10 @@ fn wait(watched: &mut [PollFd<'_>], deadline: Instant) -> Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up, or the last millisecond would be spent turning round here.
-        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let timeout = match left {
+            Duration::ZERO => PollTimeout::ZERO,
+            left => PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+        };
         match poll(watched, timeout) {
             Ok(0) if left.is_zero() => return Ok(false),
             Ok(0) | Err(Errno::EINTR) => {}

@@ -156,7 +156,13 @@ impl Left {
         // What is gone by now had not to be waited for.
         let mut paths: Vec<_> = paths.to_vec();
         paths.retain(|path| path.exists());
-        let (names, handles): (Vec<_>, Vec<_>) = processes.into_iter().unzip();
+        let mut alive = Vec::new();
+        for (name, handle) in processes {
+            if !bounded::is_ready(&handle, since)? {
+                alive.push((name, handle));
+            }
+        }
+        let (names, handles): (Vec<_>, Vec<_>) = alive.into_iter().unzip();
         let offset = since.elapsed();
         for (name, took) in names.into_iter().zip(bounded::ends(&handles)?) {
             left.push((format!("{name} ended"), offset + took));

@@ -56,7 +56,7 @@ pub(crate) fn statistics(pid: u32) -> Result<BTreeMap<String, u64>> {
         };
         let name = file.file_name().to_string_lossy().into_owned();
         let is_told = !name.ends_with("_ns")
-            && ["exits", "injections", "emulation", "wakeup"]
+            && ["exits", "injections", "emulation", "wakeup", "pf_taken"]
                 .iter()
                 .any(|word| name.contains(word));
         if let (Ok(count @ 1..), true) = (text.trim().parse(), is_told) {
