@@ -22,6 +22,7 @@ pub(crate) const BLOCK_DEVICES: &str = "/sys/block";
 pub(crate) const MAX_FILES: u64 = 1 << 20;
 
 const MODULES: &str = "/modules";
+const PROACTIVE_COMPACTION: &str = "/proc/sys/vm/compaction_proactiveness";
 
 /// Why the guest could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,8 @@ pub(crate) enum BootError {
     Null(std::io::Error),
     #[error("reading {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("writing {path}: {source}")]
+    Write { path: &'static str, source: std::io::Error },
     #[error("loading the kernel module {module}: {source}")]
     Module { module: String, source: nix::Error },
     #[error("enabling the cgroup controllers ({wanted}): {source}")]
@@ -153,6 +156,20 @@ pub(crate) fn prepare_cgroups() -> Result<(), BootError> {
 pub(crate) fn raise_limits() -> Result<(), BootError> {
     setrlimit(Resource::RLIMIT_NOFILE, MAX_FILES, MAX_FILES).map_err(BootError::Limit)?;
     setrlimit(Resource::RLIMIT_NPROC, rlim_t::MAX, rlim_t::MAX).map_err(BootError::Limit)
+}
+
+/// Lets memory be defragmented when somebody needs a large block of it, and not ahead of time: that is a thread which
+/// looks at all of it twice a second, and so wakes a machine that has nothing to do.
+pub(crate) fn stop_proactive_compaction() -> Result<(), BootError> {
+    let path = Path::new(PROACTIVE_COMPACTION);
+    match std::fs::write(path, "0") {
+        // A kernel of the user's own may not do it at all.
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(BootError::Write {
+            path: PROACTIVE_COMPACTION,
+            source: error,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Leaves the console to errors: each line costs milliseconds on a serial line, and there may be none.

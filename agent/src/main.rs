@@ -86,6 +86,7 @@ fn run() -> Result<Infallible, Fatal> {
     boot::load_modules()?;
     boot::prepare_cgroups()?;
     boot::raise_limits()?;
+    boot::stop_proactive_compaction()?;
     boot::quieten_kernel();
     sys::bring_loopback_up().map_err(boot::BootError::Loopback)?;
 

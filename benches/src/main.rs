@@ -1,7 +1,12 @@
 //! Measurements of husk. `cargo xtask bench` runs this program where each part can run, and makes one report of all.
 
 mod about;
-mod containers;
+mod bounded;
+mod bundle;
+mod end;
+mod exits;
+mod guest_io;
+mod idle;
 mod monitor;
 mod native;
 mod plot;
@@ -9,11 +14,16 @@ mod proc;
 mod qemu;
 mod report;
 mod resident;
+mod rounds;
+mod runtimes;
+mod sandbox;
 mod series;
+mod stage;
+mod start;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lexopt::prelude::*;
 
 use series::Part;
@@ -25,7 +35,7 @@ Usage: husk-bench native|hosted|icount --bin DIR --test-guest FILE --rootfs DIR 
        husk-bench report --out DIR FILE...";
 
 /// What a measurement needs to know.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
     /// Where `husk`, `husk-vmm` and `guest/` are.
     pub(crate) bin: PathBuf,
@@ -51,6 +61,27 @@ impl Plan {
     }
 }
 
+type Measurement = (&'static str, fn(&Plan, &mut Part) -> Result<()>);
+
+/// In this order: what leaves the machine quiet comes first.
+const NATIVE: &[Measurement] = &[
+    ("start", native::start),
+    ("memory", native::memory),
+    ("blk", native::blk),
+    ("vsock", native::vsock),
+];
+const HOSTED: &[Measurement] = &[
+    ("start", start::run),
+    ("end", end::run),
+    ("runtimes", runtimes::run),
+    ("exits", exits::run),
+    ("blk", guest_io::blk),
+    ("vsock", guest_io::vsock),
+    ("idle", idle::run),
+    ("memory", resident::run),
+];
+const ICOUNT: &[Measurement] = &[("start", start::run)];
+
 fn main() -> Result<()> {
     let mut arguments = lexopt::Parser::from_env();
     let Some(Value(mode)) = arguments.next()? else {
@@ -73,15 +104,43 @@ fn main() -> Result<()> {
         return report::make(&words, &out);
     }
     plan.names = words;
-    let mut part = Part::new(&mode, about::machine(&plan)?);
-    let outcome = match mode.as_str() {
-        "native" => native::run(&plan, &mut part),
-        "hosted" => containers::run(&plan, &mut part).and_then(|()| resident::run(&plan, &mut part)),
-        "icount" => containers::starts(&plan, &mut part),
+    let measurements = match mode.as_str() {
+        "native" => NATIVE,
+        "hosted" => HOSTED,
+        "icount" => ICOUNT,
         _ => bail!("{HELP}"),
     };
-    // What was measured before a failure is worth as much as without it.
-    let text = serde_json::to_string(&part)?;
-    std::fs::write(&out, text).with_context(|| format!("writing {}", out.display()))?;
-    outcome
+    let mut part = Part::new(&mode, about::machine(&plan)?, out);
+    // Containers are measured from memory; natively there are none, and figures stay those of the machine.
+    let (_stage, plan) = match mode.as_str() {
+        "native" => (None, plan),
+        _ => {
+            // Memory, exits and ends are those of all machines that run.
+            ensure!(
+                proc::named("husk-vmm")?.is_empty(),
+                "a husk-vmm runs already; measurements need a host without sandboxes"
+            );
+            let (stage, plan) = stage::copied(&plan).context("copying what is measured into memory")?;
+            (Some(stage), plan)
+        }
+    };
+    run(measurements, &plan, &mut part)
+}
+
+/// Runs what is asked for. What fails costs neither what was measured before nor what comes after it.
+fn run(measurements: &[Measurement], plan: &Plan, part: &mut Part) -> Result<()> {
+    let mut failed = Vec::new();
+    for (name, measure) in measurements.iter().filter(|(name, _)| plan.wants(name)) {
+        eprintln!("husk-bench: {}: {name}", part.place);
+        if let Err(error) = measure(plan, part) {
+            eprintln!("husk-bench: {name} failed: {error:#}");
+            part.notes.push(format!("{name} failed: {error:#}"));
+            failed.push(*name);
+        }
+        part.keep()?;
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
 }

@@ -21,20 +21,19 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::Plan;
+use crate::bounded::{self, LIMIT};
 
-/// No step takes longer.
-const LIMIT: Duration = Duration::from_secs(60);
 /// The first number that the program's descriptors get, far above what this one has open.
 const FIRST_FD: RawFd = 300;
 /// Of each machine, in MiB.
 pub(crate) const MEMORY_MIB: u32 = 128;
 
-/// A machine to start: a kernel and its command line, an initramfs and a disk if it has them.
+/// A machine to start: a kernel and its command line, an initramfs if it has one, and its disk slots, empty or not.
 pub(crate) struct Setup {
     pub(crate) kernel: File,
     pub(crate) command_line: String,
     pub(crate) initramfs: Option<File>,
-    pub(crate) disk: Option<File>,
+    pub(crate) disks: Vec<Option<File>>,
 }
 
 impl Setup {
@@ -45,7 +44,7 @@ impl Setup {
             kernel: File::open(path).with_context(|| format!("opening {}", path.display()))?,
             command_line: orders.to_owned(),
             initramfs: None,
-            disk: None,
+            disks: Vec::new(),
         })
     }
 }
@@ -81,11 +80,11 @@ impl Monitor {
         let control = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         bind(control.as_raw_fd(), &UnixAddr::new(&directory.path().join("control"))?)?;
         listen(&control, Backlog::new(8)?)?;
-        let disk = |file: File, give: &mut dyn FnMut(OwnedFd) -> Descriptor| Disk {
-            id: "data".to_owned(),
+        let disk = |(index, file): (usize, Option<File>), give: &mut dyn FnMut(OwnedFd) -> Descriptor| Disk {
+            id: format!("disk{index}"),
             read_only: true,
             queues: 1,
-            file: Some(give(file.into())),
+            file: file.map(|file| give(file.into())),
         };
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let config = Config {
@@ -100,7 +99,12 @@ impl Monitor {
                 initramfs: setup.initramfs.into_iter().map(|file| give(file.into())).collect(),
                 command_line: setup.command_line,
             },
-            disks: setup.disk.into_iter().map(|file| disk(file, &mut give)).collect(),
+            disks: setup
+                .disks
+                .into_iter()
+                .enumerate()
+                .map(|slot| disk(slot, &mut give))
+                .collect(),
             vsock: Vsock {
                 cid: 3,
                 listener: give(UnixListener::bind(directory.path().join("vsock"))?.into()),
@@ -148,9 +152,10 @@ impl Monitor {
         if !by_itself {
             self.lifeline = None;
         }
-        let mut text = String::new();
-        self.report.read_to_string(&mut text)?;
+        let handle = bounded::handle(self.child.id())?;
+        let text = bounded::read_to_end(&mut self.report)?;
         let reported = Instant::now();
+        bounded::ends(&[handle])?;
         self.child.wait()?;
         let report = serde_json::from_str(&text).with_context(|| format!("the report {text:?}"))?;
         Ok((report, reported.elapsed()))
@@ -212,7 +217,8 @@ fn spawn(plan: &Plan, given: &[OwnedFd], exec: &OwnedFd) -> Result<Child> {
     command.spawn().context("starting husk-vmm")
 }
 
-fn now_ns() -> u64 {
+/// `CLOCK_MONOTONIC` in nanoseconds.
+pub(crate) fn now_ns() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use husk_test_guest::report::Outcome;
 
+use crate::bounded::LIMIT;
 use crate::monitor::{Monitor, Setup, Shared};
 use crate::series::Part;
 use crate::{Plan, proc, qemu};
@@ -16,24 +17,8 @@ const DISK: usize = 16 << 20;
 /// Of a request, in bytes.
 const BLOCK: usize = 4096;
 
-pub(crate) fn run(plan: &Plan, part: &mut Part) -> Result<()> {
-    if plan.wants("start") {
-        start(plan, part)?;
-    }
-    if plan.wants("memory") {
-        memory(plan, part)?;
-    }
-    if plan.wants("blk") {
-        blk(plan, part)?;
-    }
-    if plan.wants("vsock") {
-        vsock(plan, part)?;
-    }
-    Ok(())
-}
-
 /// From execve to the first entry into the guest, and from the owner's hang-up to the end of the process.
-fn start(plan: &Plan, part: &mut Part) -> Result<()> {
+pub(crate) fn start(plan: &Plan, part: &mut Part) -> Result<()> {
     for round in 0..=plan.times(20) {
         for kind in ["bare", "linux"] {
             let setup = match kind {
@@ -42,7 +27,7 @@ fn start(plan: &Plan, part: &mut Part) -> Result<()> {
                     kernel: File::open(plan.bin.join("guest/vmlinux")).context("the guest's kernel")?,
                     command_line: "quiet".to_owned(),
                     initramfs: Some(initramfs(plan)?),
-                    disk: None,
+                    disks: Vec::new(),
                 },
             };
             let mut monitor = Monitor::start(plan, setup)?;
@@ -81,12 +66,13 @@ fn start(plan: &Plan, part: &mut Part) -> Result<()> {
                 teardown.as_secs_f64() * 1e3,
             );
         }
+        part.keep()?;
     }
     Ok(())
 }
 
 /// The archive of the guest that husk boots.
-fn initramfs(plan: &Plan) -> Result<File> {
+pub(crate) fn initramfs(plan: &Plan) -> Result<File> {
     let directory = plan.bin.join("guest");
     let mut names = std::fs::read_dir(&directory)?.filter_map(|entry| Some(entry.ok()?.path()));
     let path = names.find(|path| path.to_string_lossy().contains("initramfs"));
@@ -94,7 +80,7 @@ fn initramfs(plan: &Plan) -> Result<File> {
 }
 
 /// Memory of the process that is not the guest's.
-fn memory(plan: &Plan, part: &mut Part) -> Result<()> {
+pub(crate) fn memory(plan: &Plan, part: &mut Part) -> Result<()> {
     for _ in 0..plan.times(5) {
         let monitor = Monitor::start(plan, Setup::bare(plan, "+idle")?)?;
         Shared::of(&monitor)?;
@@ -109,12 +95,13 @@ fn memory(plan: &Plan, part: &mut Part) -> Result<()> {
         part.add("memory.bare: private without guest", "MiB", private);
         part.add("memory.bare: PSS without guest", "MiB", pss);
         monitor.end(false)?;
+        part.keep()?;
     }
     Ok(())
 }
 
 /// Reads of 4 KiB from a file in the page cache, by the guest through virtio-blk and by this program.
-fn blk(plan: &Plan, part: &mut Part) -> Result<()> {
+pub(crate) fn blk(plan: &Plan, part: &mut Part) -> Result<()> {
     let mut disk = tempfile::NamedTempFile::new()?;
     disk.write_all(&vec![0x5a; DISK])?;
     let file = disk.as_file();
@@ -131,13 +118,13 @@ fn blk(plan: &Plan, part: &mut Part) -> Result<()> {
         for depth in [1, 32] {
             let orders = format!("+wait +blk-read qd={depth} size={BLOCK} count={count} check=0 +idle");
             let mut setup = Setup::bare(plan, &orders)?;
-            setup.disk = Some(file.try_clone()?);
+            setup.disks.push(Some(file.try_clone()?));
             let monitor = Monitor::start(plan, setup)?;
             let shared = Shared::of(&monitor)?;
-            let before = proc::thread_ns(monitor.pid(), "data q0")?;
+            let before = proc::thread_ns(monitor.pid(), "disk0 q0")?;
             shared.go()?;
             let outcome = shared.done()?.results[1];
-            let spent = proc::thread_ns(monitor.pid(), "data q0")?.saturating_sub(before);
+            let spent = proc::thread_ns(monitor.pid(), "disk0 q0")?.saturating_sub(before);
             monitor.end(false)?;
             let rate = rate(&outcome, ticks_per_second);
             part.add(&format!("blk QD{depth}: guest"), "requests/s", rate);
@@ -159,6 +146,7 @@ fn blk(plan: &Plan, part: &mut Part) -> Result<()> {
                 part.add(&format!("blk QD{depth}: husk-vmm over QEMU"), "times", rate / other);
             }
         }
+        part.keep()?;
     }
     Ok(())
 }
@@ -175,7 +163,7 @@ fn own_loop(file: &File, count: usize) -> Result<f64> {
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-fn vsock(plan: &Plan, part: &mut Part) -> Result<()> {
+pub(crate) fn vsock(plan: &Plan, part: &mut Part) -> Result<()> {
     let ticks_per_second = tick_rate();
     let (echoes, packets) = if plan.quick { (100, 1_000) } else { (5_000, 50_000) };
     for _ in 0..plan.times(9) {
@@ -185,11 +173,14 @@ fn vsock(plan: &Plan, part: &mut Part) -> Result<()> {
         shared.go()?;
         let mut buffer = vec![0; 256 << 10];
         let mut stream = monitor.accept()?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_write_timeout(Some(LIMIT))?;
         // The guest ends with a reset, which may come as an error.
         while let Ok(length @ 1..) = stream.read(&mut buffer) {
             stream.write_all(&buffer[..length])?;
         }
         let mut stream = monitor.accept()?;
+        stream.set_read_timeout(Some(LIMIT))?;
         while let Ok(1..) = stream.read(&mut buffer) {}
         // The guest waits for the host's end of it.
         drop(stream);
@@ -206,6 +197,7 @@ fn vsock(plan: &Plan, part: &mut Part) -> Result<()> {
             "MiB/s",
             results[2].bytes as f64 / seconds / 1_048_576.0,
         );
+        part.keep()?;
     }
     Ok(())
 }

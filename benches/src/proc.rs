@@ -62,15 +62,21 @@ fn parse_mappings(text: &str) -> BTreeMap<String, Usage> {
 
 /// CPU time that the threads of a process with this name have had, in nanoseconds.
 pub(crate) fn thread_ns(pid: u32, name: &str) -> Result<u64> {
-    let mut sum = 0;
+    let times = thread_times(pid)?;
+    let of_name = times.iter().filter(|(thread, _)| thread.contains(name));
+    Ok(of_name.map(|(_, time)| time).sum())
+}
+
+/// CPU time that the threads of a process have had, in nanoseconds, by the thread's name.
+pub(crate) fn thread_times(pid: u32) -> Result<BTreeMap<String, u64>> {
+    let mut times = BTreeMap::new();
     for task in tasks(pid)? {
-        if fs::read_to_string(task.join("comm"))?.trim_end().contains(name) {
-            let told = fs::read_to_string(task.join("schedstat"))?;
-            let first = told.split_whitespace().next().unwrap_or_default();
-            sum += first.parse::<u64>().context("a thread's CPU time")?;
-        }
+        let told = fs::read_to_string(task.join("schedstat"))?;
+        let first = told.split_whitespace().next().unwrap_or_default();
+        let name = fs::read_to_string(task.join("comm"))?.trim_end().to_owned();
+        *times.entry(name).or_default() += first.parse::<u64>().context("a thread's CPU time")?;
     }
-    Ok(sum)
+    Ok(times)
 }
 
 /// How often the threads of a process have given up or lost the processor, by the thread's name.

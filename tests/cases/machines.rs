@@ -115,6 +115,18 @@ fn the_same_kernel_as_an_elf_boots_and_says_what_it_is() {
 }
 
 #[test]
+fn an_idle_guest_is_not_woken_to_defragment_its_memory() {
+    let host = Host::new();
+    let setting = ["cat", "/proc/sys/vm/compaction_proactiveness"];
+    host.husk()
+        .rootfs(busybox())
+        .run(setting)
+        .exits(0)
+        .prints("0\n")
+        .is_quiet();
+}
+
+#[test]
 fn list_shows_what_runs_and_nothing_else() {
     let host = Host::new();
     let sandbox = host.husk().rootfs(busybox()).cpus("2").memory("192M").sandbox("shown");

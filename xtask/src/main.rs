@@ -34,7 +34,7 @@ Tasks:
   test   Run every test
   fuzz   Give the parts that face a guest or an image whatever they may be given
   soak   Run hundreds of sandboxes and look for what is left of them
-  bench  Measure husk: start, exits, memory, disk, vsock; JSON and pictures
+  bench  Measure husk: start and end, exits, memory, disk, vsock; table, JSON and pictures
   build  Build husk, husk-vmm, the agent and the guest's kernel
   setup  Install what the other tasks need; they also do it themselves
   host   Run a command in the emulated host, a machine with KVM in software
@@ -125,7 +125,9 @@ Usage: cargo xtask bench [OPTIONS] [NAME]...
 Without hardware virtualization the rest runs in the emulated host, all in one boot of it, and the starts once more in
 a second boot in which the clock counts instructions. Prints a table; results.json and pictures go to a directory.
 
-Names: start, memory, blk, vsock, runtimes, exits, idle.
+Names: start, end, runtimes, exits, blk, vsock, idle, memory.
+
+What is measured is kept as it comes: what fails, or takes longer than 45 minutes, ends its part alone, with exit code 125.
 
 Options:
       --out DIR  Where the results go [default: bench in the build output]

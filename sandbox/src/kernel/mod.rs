@@ -52,8 +52,10 @@ pub enum KernelError {
     Archive(#[source] io::Error),
 }
 
-/// What every kernel is told: a panic ends the machine, and nobody waits for entropy or for self-tests.
-const COMMON: &str = "panic=-1 random.trust_cpu=on cryptomgr.notests";
+/// What every kernel is told: a panic ends the machine; nobody waits for entropy or for self-tests; and no timer compares
+/// the processor's time stamp counter with another clock twice a second. Where the counter may not be relied on, the guest
+/// takes the time from KVM and not from it.
+const COMMON: &str = "panic=-1 random.trust_cpu=on cryptomgr.notests tsc=nowatchdog";
 const QUIET: &str = "quiet 8250.nr_uarts=0";
 const CONSOLE: &str = "console=ttyS0 8250.nr_uarts=1";
 
