@@ -16,8 +16,8 @@ use husk_vmm_config::{
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen, recv,
-    sendmsg, socket, socketpair,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, connect, listen,
+    recv, sendmsg, shutdown, socket, socketpair,
 };
 
 /// No step of a test takes longer, even on a machine that emulates its host.
@@ -282,6 +282,14 @@ impl Client {
         let mut answer = vec![0; 64 << 10];
         let length = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
         serde_json::from_slice(&answer[..length]).unwrap()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // A process that another test is just starting may hold a copy of the descriptor until its execve, and to close
+        // this one would not hang up.
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
 }
 
