@@ -29,14 +29,29 @@ pub(crate) fn run(only: Only, filter: &[OsString]) -> Result<i32> {
     if only != Only::EndToEnd {
         setup::ensure(setup::UNIT)?;
         setup::ensure_rust_target(workspace::BARE_TARGET)?;
-        step("unit tests");
-        let mut tests = workspace::cargo();
-        tests
-            .args(["test", "--workspace", "--exclude=husk-tests", "--"])
-            .args(filter);
-        process::run(&mut tests)?;
+        unit(filter)?;
     }
     if only != Only::Unit { end_to_end(filter) } else { Ok(0) }
+}
+
+/// Many of them run real machines and processes side by side, as fast as the machine lets them. If one fails, all are run
+/// once more; both times are shown, and the second one counts.
+fn unit(filter: &[OsString]) -> Result<()> {
+    let tests = |options: &[&str]| {
+        let mut tests = workspace::cargo();
+        tests
+            .args(["test", "--workspace", "--exclude=husk-tests"])
+            .args(options);
+        tests
+    };
+    step("building the unit tests");
+    process::run(&mut tests(&["--no-run", "--quiet"]))?;
+    step("unit tests");
+    let run = || process::run(tests(&["--no-fail-fast", "--"]).args(filter));
+    run().or_else(|_| {
+        step("unit tests, once more");
+        run()
+    })
 }
 
 fn end_to_end(filter: &[OsString]) -> Result<i32> {
