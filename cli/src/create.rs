@@ -8,7 +8,7 @@ use husk_sandbox::bundle::Bundle;
 use husk_sandbox::host_cgroup;
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::rundir;
-use husk_sandbox::sandbox::Options;
+use husk_sandbox::sandbox::{Options, Stands};
 
 use crate::args::{CreateArgs, Global, PidArgs};
 use crate::own::{self, Charge, Disk, StreamChoice};
@@ -20,6 +20,7 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
     check_descriptors(&args.pid)?;
     let kvm = Arc::new(doctor::open_kvm()?);
     let bundle = Bundle::load(&absolute(&args.bundle)?)?;
+    bundle.check_no_network()?;
     let cache = args.image_cache.clone().unwrap_or_else(artefacts::default_image_cache);
     let charge = Charge {
         root: global.root(),
@@ -32,6 +33,8 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
             disks: 1,
             console: false,
             kernel: None,
+            network: None,
+            stands: Stands::Owner,
             cgroup: host_cgroup::directory(&bundle.request.cgroup_path),
             confinement: bundle.confinement.clone(),
             patience: global.patience(),

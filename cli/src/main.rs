@@ -32,7 +32,6 @@ mod own;
 mod pause;
 mod ps;
 mod pty;
-mod relay;
 mod run;
 mod signals;
 mod spec;

@@ -9,21 +9,21 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use husk_sandbox::artefacts;
 use husk_sandbox::bundle::{Bundle, Standard};
-use husk_sandbox::guest::ProcessId;
+use husk_sandbox::guest::{ProcessId, Wanted};
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::keeper::Keeper;
+use husk_sandbox::relay::{Ends, Relay};
 use husk_sandbox::rundir::{self, RunRoot};
-use husk_sandbox::sandbox::{Options, Sandbox};
+use husk_sandbox::sandbox::{Options, Sandbox, Stands};
 use husk_sandbox::timeline::Timeline;
 
 use crate::args::{Global, RunArgs};
 use crate::attach::{self, Progress, Session, Target};
 use crate::failure::print_out;
 use crate::own::{self, Charge, Disk, StreamChoice};
-use crate::relay::{self, Ends, Relay};
 use crate::terminal::Raw;
 use crate::timings::{Exits, Format, Timings};
-use crate::{doctor, image, monitor, overrides};
+use crate::{console, doctor, image, monitor, overrides};
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
 const MAX_HOSTNAME: usize = 64;
@@ -61,6 +61,8 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
         kernel: args.kernel.clone(),
         patience: global.patience(),
         cgroup: None,
+        network: None,
+        stands: Stands::Owner,
         confinement: bundle.confinement.clone(),
     };
     if args.detach {
@@ -86,7 +88,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     let session = Session::begin()?;
     let sandbox = Arc::new(Sandbox::spawn(dir, &options, Arc::clone(&timeline))?);
     let console = match args.console {
-        true => Some(relay::to_stderr(sandbox.link()?.console()?)?),
+        true => Some(console::to_stderr(sandbox.link()?.console()?)?),
         false => None,
     };
     let work = Work {
@@ -131,7 +133,11 @@ fn join_within(thread: std::thread::JoinHandle<()>, limit: Duration) {
 
 fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
     let mut bundle = match (&args.source.bundle, &args.source.rootfs) {
-        (Some(dir), _) => Bundle::load(&absolute(dir)?)?,
+        (Some(dir), _) => {
+            let bundle = Bundle::load(&absolute(dir)?)?;
+            bundle.check_no_network()?;
+            bundle
+        }
         (None, Some(rootfs)) => {
             let choice = Standard {
                 args: vec!["sh".into()],
@@ -202,7 +208,8 @@ impl Work {
             exits.push("agent ready", self.sandbox.link()?.status()?.exits);
         }
         let terminal = self.bundle.request.process.stdio.terminal;
-        let streams = self.sandbox.create(&self.name, self.bundle, disk, self.interactive)?;
+        let wanted = Wanted::outputs_and(self.interactive);
+        let streams = self.sandbox.create(&self.name, self.bundle, disk, wanted)?;
         let raw = match terminal && self.interactive && crate::terminal::on_stdin() {
             true => Some(Raw::new().context("the terminal cannot be made raw")?),
             false => None,
@@ -211,7 +218,7 @@ impl Work {
             container: self.name,
             exec: String::new(),
         };
-        let relay = Relay::start(streams, terminal, Ends::standard(self.interactive)?)?;
+        let relay = Relay::start(streams, terminal, Ends::standard(self.interactive)?).context(own::NO_RELAY)?;
         let started_ns = self.sandbox.start(&process)?;
         if self.timings.is_some() {
             exits.push("process started", self.sandbox.link()?.status()?.exits);

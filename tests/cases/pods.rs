@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use husk_sandbox::bundle;
 use husk_sandbox::confinement::Confinement;
-use husk_sandbox::guest::ProcessId;
+use husk_sandbox::guest::{ProcessId, Wanted};
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::rundir::RunRoot;
-use husk_sandbox::sandbox::{Options, Sandbox};
+use husk_sandbox::sandbox::{Options, Sandbox, Stands};
 use husk_sandbox::timeline::Timeline;
 use husk_tests::{Bundle, Host, busybox, prepared};
 use serde_json::{Value, json};
@@ -44,6 +44,8 @@ impl<'h> Pod<'h> {
             kernel: None,
             patience: Duration::from_secs(240),
             cgroup: None,
+            network: None,
+            stands: Stands::Owner,
             confinement: Confinement::default(),
         };
         let directory = RunRoot::open(&host.run_directory()).unwrap().create("pod").unwrap();
@@ -61,7 +63,7 @@ impl<'h> Pod<'h> {
         let cache = Cache::open(self.host.image_cache(), DEFAULT_LIMIT).unwrap();
         let root = bundle.root.clone();
         let disk = self.sandbox.add_disk(|| cache.image(&root)).unwrap();
-        let streams = self.sandbox.create(name, bundle, disk, false);
+        let streams = self.sandbox.create(name, bundle, disk, Wanted::outputs_and(false));
         let streams = streams.map_err(|error| error.to_string())?;
         let process = ProcessId {
             container: name.into(),

@@ -37,8 +37,8 @@ use thiserror::Error;
 
 use crate::confinement::Confinement;
 use crate::hooks::Hooks;
-pub use namespaces::Join;
 pub(crate) use namespaces::OF_THE_SAME_SANDBOX;
+pub use namespaces::{Join, Network};
 pub use standard::Standard;
 use users::UserError;
 
@@ -66,6 +66,8 @@ pub struct Bundle {
     pub request: CreateRequest,
     /// The namespaces of the request that are other containers'.
     pub joins: Vec<Join>,
+    /// The network namespace on the host that is to be the container's.
+    pub network: Option<Network>,
     /// The host's policies that are to confine the container.
     pub confinement: Confinement,
 }
@@ -135,6 +137,23 @@ impl Bundle {
         fields::check(&value)?;
         let spec = typed(text, value.clone())?;
         translate::bundle(dir, &spec, &value)
+    }
+}
+
+impl Bundle {
+    /// Refuses a network namespace that has a name on the host, where no sandbox is to be in it.
+    ///
+    /// # Errors
+    /// There is one.
+    pub fn check_no_network(&self) -> Result<(), BundleError> {
+        match &self.network {
+            None => Ok(()),
+            Some(network) => Err(BundleError::Value {
+                path: format!("linux.namespaces[{}].path", network.index),
+                value: network.path.to_string_lossy().into_owned(),
+                expected: OF_THE_SAME_SANDBOX,
+            }),
+        }
     }
 }
 

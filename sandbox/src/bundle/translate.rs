@@ -30,7 +30,11 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
     let root_path = dir.join(root.path());
     let process = spec.process().as_ref().ok_or(BundleError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(BundleError::Missing("linux"))?;
-    let (namespaces, joins) = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
+    let namespaces::Translated {
+        namespaces,
+        joins,
+        network,
+    } = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
     let hooks = match spec.hooks() {
         Some(hooks) => hooks::translate(hooks)?,
         None => hooks::Translated::default(),
@@ -79,6 +83,7 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
         hooks: hooks.host,
         request,
         joins,
+        network,
         confinement: Confinement {
             mount_label: linux.mount_label().clone().filter(|label| !label.is_empty()),
             ..process::confinement(process)
