@@ -135,3 +135,23 @@ fn a_namespace_of_anybody_else_is_refused_by_name() {
         run.fails(125, &["linux.namespaces[4].path", path]);
     }
 }
+
+#[test]
+fn a_deleted_container_leaves_its_place_to_others() {
+    let host = Host::new();
+    let pod = Pod::start(&host);
+    // More than there are disk slots.
+    for round in 0..8 {
+        let name = format!("round-{round}");
+        let bundle = Bundle::of_script(&host, busybox(), "echo $0 is there; ls /bin/busybox; echo end");
+        assert_eq!(pod.run(&name, &bundle).unwrap(), ["sh is there", "/bin/busybox"]);
+        let process = ProcessId {
+            container: name.clone(),
+            exec: String::new(),
+        };
+        assert_eq!(pod.sandbox.wait(&process).unwrap().status, 0);
+        pod.sandbox.delete(&name).unwrap();
+        assert!(pod.sandbox.container(&name).is_none());
+    }
+    pod.sandbox.remove().unwrap();
+}
