@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use husk_sandbox::artefacts;
-use husk_sandbox::bundle::Bundle;
+use husk_sandbox::bundle::{Bundle, Machine};
 use husk_sandbox::host_cgroup;
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::rundir;
@@ -21,6 +21,7 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
     let kvm = Arc::new(doctor::open_kvm()?);
     let bundle = Bundle::load(&absolute(&args.bundle)?)?;
     bundle.check_no_network()?;
+    let machine = bundle.machine.at_least(Machine::default());
     let cache = args.image_cache.clone().unwrap_or_else(artefacts::default_image_cache);
     let charge = Charge {
         root: global.root(),
@@ -28,8 +29,8 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
         disk: Disk::Directory(Cache::open(&cache, DEFAULT_LIMIT)?),
         options: Options {
             kvm,
-            cpus: bundle.machine.cpus,
-            memory_mib: bundle.machine.memory_mib,
+            cpus: machine.cpus,
+            memory_mib: machine.memory_mib,
             disks: 1,
             console: false,
             kernel: None,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use husk_sandbox::artefacts;
-use husk_sandbox::bundle::{Bundle, Standard};
+use husk_sandbox::bundle::{Bundle, Machine, Standard};
 use husk_sandbox::guest::{ProcessId, Wanted};
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::keeper::Keeper;
@@ -52,10 +52,11 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
         None => (bundle(args, &name)?, Disk::Directory(cache)),
     };
     timeline.reach("bundle read");
+    let machine = bundle.machine.at_least(Machine::default());
     let options = Options {
         kvm,
-        cpus: args.cpus.unwrap_or(bundle.machine.cpus),
-        memory_mib: args.memory.unwrap_or(bundle.machine.memory_mib),
+        cpus: args.cpus.unwrap_or(machine.cpus),
+        memory_mib: args.memory.unwrap_or(machine.memory_mib),
         disks: 1,
         console: args.console,
         kernel: args.kernel.clone(),

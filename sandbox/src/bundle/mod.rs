@@ -6,12 +6,12 @@
 //! values become files of cgroup v2. [`Bundle::standard`] makes the same from a root directory alone, with the
 //! defaults that container tools agree on.
 
-pub mod annotations;
 mod capabilities;
 mod devices;
 pub mod features;
 mod fields;
 mod hooks;
+mod machine;
 mod mounts;
 mod namespaces;
 mod process;
@@ -37,6 +37,7 @@ use thiserror::Error;
 
 use crate::confinement::Confinement;
 use crate::hooks::Hooks;
+pub use machine::{Machine, Wish};
 pub(crate) use namespaces::OF_THE_SAME_SANDBOX;
 pub use namespaces::{Join, Network};
 pub use standard::Standard;
@@ -58,8 +59,8 @@ pub struct Bundle {
     pub dir: Option<PathBuf>,
     /// The annotations of the `config.json`.
     pub annotations: BTreeMap<String, String>,
-    /// What the machine is to be where nobody says otherwise.
-    pub machine: annotations::Machine,
+    /// What it wants of the size of its machine.
+    pub machine: Wish,
     /// Programs of the host that run at points of the container's life.
     pub hooks: Hooks,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.

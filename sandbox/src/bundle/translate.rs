@@ -7,7 +7,7 @@ use oci_spec::runtime::{Linux, Spec};
 use serde_json::Value;
 
 use super::namespaces::{self, has};
-use super::{Bundle, BundleError, annotations, devices, hooks, mounts, process, resources, seccomp, sysctl};
+use super::{Bundle, BundleError, devices, hooks, machine, mounts, process, resources, seccomp, sysctl};
 use crate::confinement::Confinement;
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
@@ -78,7 +78,7 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
     Ok(Bundle {
         root: root_path,
         dir: Some(dir.to_owned()),
-        machine: annotations::machine(&annotations)?,
+        machine: machine::wish(&annotations, linux.resources().as_ref())?,
         annotations,
         hooks: hooks.host,
         request,
