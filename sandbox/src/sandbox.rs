@@ -249,6 +249,17 @@ impl Sandbox {
         }
     }
 
+    /// The host's policies that confine the machine, and so all of its containers.
+    #[must_use]
+    pub fn confinement(&self) -> &Confinement {
+        &self.confinement
+    }
+
+    /// Ends the machine without waiting for it; its containers stay to be asked about.
+    pub fn hang_up(&self) {
+        self.machine.hang_up();
+    }
+
     /// When what was reached.
     #[must_use]
     pub fn timeline(&self) -> &Timeline {
