@@ -7,9 +7,9 @@ use husk_sandbox::agent::ProcessInfo;
 use husk_sandbox::lifecycle::Container;
 use husk_sandbox::rundir::RunRoot;
 
+use crate::answer;
 use crate::args::{Global, PsArgs, TableFormat};
-use crate::failure::print_out;
-use crate::list::{aligned, clean};
+use crate::table::{aligned, clean};
 
 /// The character devices of pseudo terminals (Documentation/admin-guide/devices.txt).
 const PTS: u32 = 136;
@@ -24,7 +24,7 @@ pub(crate) fn ps(global: &Global, args: &PsArgs) -> Result<u8> {
         }
         TableFormat::Table => table(&processes),
     };
-    print_out(&text)?;
+    answer::text(&text)?;
     Ok(0)
 }
 

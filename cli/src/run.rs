@@ -18,12 +18,11 @@ use husk_sandbox::timeline::Timeline;
 
 use crate::args::{Global, RunArgs};
 use crate::attach::{self, Progress, Session, Target};
-use crate::failure::print_out;
 use crate::own::{self, Charge, Disk, StreamChoice};
 use crate::relay::{self, Ends, Relay};
 use crate::terminal::Raw;
 use crate::timings::{Exits, Format, Timings};
-use crate::{doctor, image, monitor, overrides};
+use crate::{answer, doctor, image, monitor, overrides};
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
 const MAX_HOSTNAME: usize = 64;
@@ -112,7 +111,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
 fn detach(charge: Charge) -> Result<u8> {
     let name = charge.name.clone();
     monitor::start(|stdio, report| own::own(charge, stdio, report))?;
-    print_out(&format!("{name}\n"))?;
+    answer::text(&format!("{name}\n"))?;
     Ok(0)
 }
 

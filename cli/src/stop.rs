@@ -7,8 +7,7 @@ use husk_sandbox::lifecycle::{Container, LifecycleError, Status};
 use husk_sandbox::rundir::RunRoot;
 
 use crate::args::{Global, StopArgs};
-use crate::failure::{self, print_out};
-use crate::signals;
+use crate::{answer, failure, signals};
 
 /// The annotation with an image's own signal (OCI image specification, "Conversion to OCI Runtime Configuration").
 const STOP_SIGNAL: &str = "org.opencontainers.image.stopSignal";
@@ -23,7 +22,7 @@ pub(crate) fn stop(global: &Global, args: &StopArgs) -> Result<u8> {
         let limit = u64::try_from(args.time).ok().map(Duration::from_secs);
         let left = limit.map(|limit| limit.saturating_sub(begin.elapsed()));
         match asked.and_then(|container| end(global, &root, &container, left)) {
-            Ok(()) => print_out(&format!("{name}\n"))?,
+            Ok(()) => answer::text(&format!("{name}\n"))?,
             Err(error) => {
                 failure::print(&error);
                 code = failure::exit_code(&error);

@@ -4,14 +4,14 @@ use anyhow::{Context, Result};
 use husk_sandbox::lifecycle::{Container, LifecycleError};
 use husk_sandbox::rundir::{RunDirError, RunRoot};
 
+use crate::answer;
 use crate::args::{Global, WaitArgs};
-use crate::failure::print_out;
 
 pub(crate) fn wait(global: &Global, args: &WaitArgs) -> Result<u8> {
     let root = RunRoot::open(&global.root())?;
     for name in &args.names {
         let status = exit_code(global, &root, name)?;
-        print_out(&format!("{status}\n"))?;
+        answer::text(&format!("{status}\n"))?;
     }
     Ok(0)
 }
