@@ -8,8 +8,6 @@ use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context, Result};
-use husk_sandbox::lifecycle::Container;
-use husk_sandbox::rundir::RunRoot;
 
 use crate::args::{ConsoleArgs, Global};
 use crate::relay::write_all;
@@ -19,10 +17,7 @@ use crate::terminal::{Raw, on_stdin};
 const DETACH: u8 = 0x1d;
 
 pub(crate) fn console(global: &Global, args: &ConsoleArgs) -> Result<u8> {
-    let root = RunRoot::open(&global.root())?;
-    let stream = Container::find(&root, &args.name, global.patience())?
-        .link()?
-        .console()?;
+    let stream = global.container(&args.name)?.link()?.console()?;
     let terminal = on_stdin();
     let raw = match terminal {
         true => {

@@ -10,8 +10,6 @@ use anyhow::{Result, bail};
 use husk_sandbox::agent::event::Kind;
 use husk_sandbox::agent::{HugepageStats, IoStats, Pressure, PressureLine, StatsResponse};
 use husk_sandbox::guest::Guest;
-use husk_sandbox::lifecycle::Container;
-use husk_sandbox::rundir::RunRoot;
 use serde_json::{Value, json};
 
 use crate::answer;
@@ -27,8 +25,7 @@ enum Heard {
 }
 
 pub(crate) fn events(global: &Global, args: &EventsArgs) -> Result<u8> {
-    let root = RunRoot::open(&global.root())?;
-    let container = Container::find(&root, &args.id, global.patience())?;
+    let container = global.container(&args.id)?;
     let say =
         |kind: &str, data: Value| answer::text(&format!("{}\n", json!({"type": kind, "id": args.id, "data": data})));
     say("stats", data(&container.stats()?))?;

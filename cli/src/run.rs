@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use husk_sandbox::artefacts;
 use husk_sandbox::bundle::{Bundle, Standard};
 use husk_sandbox::guest::ProcessId;
@@ -135,12 +135,11 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
             let choice = Standard {
                 args: vec!["sh".into()],
                 terminal: args.process.tty,
-                // A name may be longer than a host's.
-                hostname: name.chars().take(MAX_HOSTNAME).collect(),
+                hostname: hostname(name),
             };
             Bundle::standard(&absolute(rootfs)?, &choice)?
         }
-        (None, None) => anyhow::bail!("name a --bundle, a --rootfs or an --image to run"),
+        (None, None) => bail!("name a --bundle, a --rootfs or an --image to run"),
     };
     let process = bundle.request.process.mut_or_insert_default();
     if !args.command.is_empty() {
@@ -150,13 +149,18 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
     Ok(bundle)
 }
 
+/// The host name of a sandbox for which none is chosen: its name, which may be longer than a host's.
+pub(crate) fn hostname(name: &str) -> String {
+    name.chars().take(MAX_HOSTNAME).collect()
+}
+
 /// What the command line changes, whatever is run.
 pub(crate) fn apply(args: &RunArgs, bundle: &mut Bundle) -> Result<()> {
     let request = &mut bundle.request;
     if let Some(hostname) = &args.hostname {
-        anyhow::ensure!(
+        ensure!(
             hostname.len() <= MAX_HOSTNAME,
-            "the host name {hostname:?} is longer than 64 bytes"
+            "the host name {hostname:?} is longer than {MAX_HOSTNAME} bytes"
         );
         request.hostname.clone_from(hostname);
         overrides::set_env(

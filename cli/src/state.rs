@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use husk_sandbox::bundle::SPEC_VERSION;
 use husk_sandbox::lifecycle::{Container, Status};
-use husk_sandbox::rundir::RunRoot;
 use serde::Serialize;
 
 use crate::answer;
@@ -52,8 +51,7 @@ impl State {
 }
 
 pub(crate) fn state(global: &Global, args: &IdArgs) -> Result<u8> {
-    let root = RunRoot::open(&global.root())?;
-    let container = Container::find(&root, &args.id, global.patience())?;
+    let container = global.container(&args.id)?;
     answer::json(&State::of(&container, container.status()?))?;
     Ok(0)
 }

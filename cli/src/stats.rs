@@ -53,9 +53,10 @@ fn read(global: &Global, root: &RunRoot, names: &[String]) -> Result<BTreeMap<St
     }
     for found in root.list()? {
         let container = Container::new(found, global.patience());
-        let running = matches!(container.status()?, Status::Created | Status::Running | Status::Paused);
+        if matches!(container.status()?, Status::Creating | Status::Stopped) {
+            continue;
+        }
         match container.stats() {
-            _ if !running => {}
             Ok(stats) => drop(all.insert(container.name().to_owned(), stats)),
             Err(LifecycleError::RunDir(_)) => {}
             // It has ended since it was found.

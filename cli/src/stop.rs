@@ -7,10 +7,8 @@ use husk_sandbox::lifecycle::{Container, LifecycleError, Status};
 use husk_sandbox::rundir::RunRoot;
 
 use crate::args::{Global, StopArgs};
-use crate::{answer, failure, signals};
-
-/// The annotation with an image's own signal (OCI image specification, "Conversion to OCI Runtime Configuration").
-const STOP_SIGNAL: &str = "org.opencontainers.image.stopSignal";
+use crate::signals::{self, STOP_SIGNAL};
+use crate::{answer, failure};
 
 /// Asks all of them first, so that they end at the same time; stops as many as it can and complains about the others.
 pub(crate) fn stop(global: &Global, args: &StopArgs) -> Result<u8> {
