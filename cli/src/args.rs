@@ -295,6 +295,8 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        let spec = format!("spec: {}", husk_sandbox::bundle::SPEC_VERSION);
+        assert!(VERSION.lines().any(|line| line == spec), "{VERSION}");
     }
 
     #[test]
