@@ -8,9 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context, Result};
-use husk_sandbox::lifecycle::Container;
 use husk_sandbox::relay::write_all;
-use husk_sandbox::rundir::RunRoot;
 
 use crate::args::{ConsoleArgs, Global};
 use crate::terminal::{Raw, on_stdin};
@@ -35,10 +33,7 @@ pub(crate) fn to_stderr(mut from: UnixStream) -> Result<thread::JoinHandle<()>> 
 }
 
 pub(crate) fn console(global: &Global, args: &ConsoleArgs) -> Result<u8> {
-    let root = RunRoot::open(&global.root())?;
-    let stream = Container::find(&root, &args.name, global.patience())?
-        .link()?
-        .console()?;
+    let stream = global.container(&args.name)?.link()?.console()?;
     let terminal = on_stdin();
     let raw = match terminal {
         true => {

@@ -9,10 +9,10 @@ use husk_sandbox::agent::{ExecRequest, Process};
 use husk_sandbox::bundle::{self, users};
 use husk_sandbox::confinement::Confinement;
 use husk_sandbox::guest::{Guest, GuestError, ProcessId, Streams, Wanted};
-use husk_sandbox::lifecycle::{Container, Status};
+use husk_sandbox::lifecycle::Status;
 use husk_sandbox::machine::Link;
 use husk_sandbox::relay::{Ends, Relay};
-use husk_sandbox::rundir::{self, RunDirError, RunRoot};
+use husk_sandbox::rundir::{self, RunDirError};
 
 use crate::args::{ExecArgs, Global};
 use crate::attach::{self, Progress, Session, Target};
@@ -24,8 +24,7 @@ use crate::{overrides, own, pty};
 
 pub(crate) fn exec(global: &Global, args: &ExecArgs) -> Result<u8> {
     check_descriptors(&args.pid)?;
-    let root = RunRoot::open(&global.root())?;
-    let container = Container::find(&root, &args.name, global.patience())?;
+    let container = global.container(&args.name)?;
     match container.status()? {
         Status::Stopped => return Err(RunDirError::Stopped(args.name.clone()).into()),
         Status::Paused if !args.ignore_paused => bail!("container {} is paused; resume it first", args.name),

@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+mod answer;
 mod args;
 mod attach;
 mod console;
@@ -39,6 +40,7 @@ mod start;
 mod state;
 mod stats;
 mod stop;
+mod table;
 mod terminal;
 mod timings;
 mod update;

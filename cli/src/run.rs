@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use husk_sandbox::artefacts;
 use husk_sandbox::bundle::{Bundle, Machine, Standard};
 use husk_sandbox::guest::{ProcessId, Wanted};
@@ -19,11 +19,10 @@ use husk_sandbox::timeline::Timeline;
 
 use crate::args::{Global, RunArgs};
 use crate::attach::{self, Progress, Session, Target};
-use crate::failure::print_out;
 use crate::own::{self, Charge, Disk, StreamChoice};
 use crate::terminal::Raw;
 use crate::timings::{Exits, Format, Timings};
-use crate::{console, doctor, image, monitor, overrides};
+use crate::{answer, console, doctor, image, monitor, overrides};
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
 const MAX_HOSTNAME: usize = 64;
@@ -115,7 +114,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
 fn detach(charge: Charge) -> Result<u8> {
     let name = charge.name.clone();
     monitor::start(|stdio, report| own::own(charge, stdio, report))?;
-    print_out(&format!("{name}\n"))?;
+    answer::text(&format!("{name}\n"))?;
     Ok(0)
 }
 
@@ -143,12 +142,11 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
             let choice = Standard {
                 args: vec!["sh".into()],
                 terminal: args.process.tty,
-                // A name may be longer than a host's.
-                hostname: name.chars().take(MAX_HOSTNAME).collect(),
+                hostname: hostname(name),
             };
             Bundle::standard(&absolute(rootfs)?, &choice)?
         }
-        (None, None) => anyhow::bail!("name a --bundle, a --rootfs or an --image to run"),
+        (None, None) => bail!("name a --bundle, a --rootfs or an --image to run"),
     };
     let process = bundle.request.process.mut_or_insert_default();
     if !args.command.is_empty() {
@@ -158,13 +156,18 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
     Ok(bundle)
 }
 
+/// The host name of a sandbox for which none is chosen: its name, which may be longer than a host's.
+pub(crate) fn hostname(name: &str) -> String {
+    name.chars().take(MAX_HOSTNAME).collect()
+}
+
 /// What the command line changes, whatever is run.
 pub(crate) fn apply(args: &RunArgs, bundle: &mut Bundle) -> Result<()> {
     let request = &mut bundle.request;
     if let Some(hostname) = &args.hostname {
-        anyhow::ensure!(
+        ensure!(
             hostname.len() <= MAX_HOSTNAME,
-            "the host name {hostname:?} is longer than 64 bytes"
+            "the host name {hostname:?} is longer than {MAX_HOSTNAME} bytes"
         );
         request.hostname.clone_from(hostname);
         overrides::set_env(
