@@ -20,7 +20,10 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
         .root
         .as_ref()
         .ok_or_else(|| Refusal::invalid("root", "is missing"))?;
-    check_id("root.disk", &root.disk)?;
+    // Who executes nothing needs no image.
+    if !(root.disk.is_empty() && request.process.pause) {
+        check_id("root.disk", &root.disk)?;
+    }
     for (index, mount) in request.mounts.iter().enumerate() {
         check_mount(&format!("mounts[{index}]"), mount)?;
     }
@@ -126,13 +129,20 @@ fn check_mount(field: &str, mount: &Mount) -> Result<(), Refusal> {
 /// Checks an Exec request as far as that is possible without doing it.
 pub(crate) fn check_exec(request: &ExecRequest) -> Result<(), Refusal> {
     check_id("exec", &request.exec)?;
+    if request.process.pause {
+        return Err(Refusal::invalid("process.pause", "is for a container's first process"));
+    }
     check_process(request.process.as_ref())
 }
 
 fn check_process(process: Option<&Process>) -> Result<(), Refusal> {
     let process = process.ok_or_else(|| Refusal::invalid("process", "is missing"))?;
-    if process.args.is_empty() {
-        return Err(Refusal::invalid("process.args", "is empty"));
+    if process.args.is_empty() != process.pause {
+        let fault = match process.pause {
+            true => "is for nothing where the process is the agent's own",
+            false => "is empty",
+        };
+        return Err(Refusal::invalid("process.args", fault));
     }
     for (field, strings) in [("process.args", &process.args), ("process.env", &process.env)] {
         for (index, string) in strings.iter().enumerate() {

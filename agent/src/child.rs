@@ -11,6 +11,7 @@ mod hooks;
 mod mounts;
 pub(crate) mod packet;
 mod paths;
+mod pause;
 mod root;
 mod terminal;
 
@@ -222,7 +223,10 @@ fn become_process(plan: &Plan<'_>) -> Result<std::convert::Infallible, ChildErro
     }
     credentials::assume(process)?;
     enter_working_directory(&process.cwd)?;
-    let command = command::find(process)?;
+    let command = match process.pause {
+        true => None,
+        false => Some(command::find(process)?),
+    };
     if process.no_new_privileges {
         sys::forbid_new_privileges().map_err(step("setting no_new_privs"))?;
     }
@@ -236,7 +240,10 @@ fn become_process(plan: &Plan<'_>) -> Result<std::convert::Infallible, ChildErro
         hooks::run(hooks, &process.env, None)?;
     }
     load(filter)?;
-    execute(&command, &arguments, &environment)
+    match command {
+        Some(command) => execute(&command, &arguments, &environment),
+        None => pause::pause(),
+    }
 }
 
 fn load(filter: Option<sys::Filter>) -> Result<(), ChildError> {

@@ -135,30 +135,27 @@ impl Images {
 
     /// Where the image of a disk is mounted.
     pub(crate) fn path(&self, serial: &str) -> PathBuf {
-        self.directory.join(serial)
+        // No disk is called so.
+        let name = if serial.is_empty() { ".empty" } else { serial };
+        self.directory.join(name)
     }
 
-    /// Whether it is mounted already.
+    /// Whether it is mounted already, or need not be: without a disk the image is an empty directory.
     pub(crate) fn has(&self, serial: &str) -> bool {
-        self.mounted.contains_key(serial)
+        serial.is_empty() || self.mounted.contains_key(serial)
     }
 
     /// Mounts the image of a disk for one more user; `device` is the disk's name.
     pub(crate) fn take(&mut self, disks: &Disks, serial: &str, device: &str) -> Result<(), DiskError> {
-        if !self.has(serial) {
+        if !self.mounted.contains_key(serial) {
             let path = self.path(serial);
             fs::create_dir_all(&path).map_err(|source| DiskError::Make {
                 path: path.clone(),
                 source,
             })?;
-            let node = disks.node(serial, device)?;
-            mount(Some(&node), &path, Some("erofs"), MsFlags::MS_RDONLY, None::<&str>).map_err(|source| {
-                DiskError::Mount {
-                    serial: serial.to_owned(),
-                    device: device.to_owned(),
-                    source,
-                }
-            })?;
+            if !serial.is_empty() {
+                mount_disk(disks, serial, device, &path)?;
+            }
         }
         *self.mounted.entry(serial.to_owned()).or_insert(0) += 1;
         Ok(())
@@ -184,6 +181,16 @@ impl Images {
     pub(crate) fn pretend(&mut self, serial: &str) {
         self.mounted.insert(serial.to_owned(), 1);
     }
+}
+
+fn mount_disk(disks: &Disks, serial: &str, device: &str, path: &Path) -> Result<(), DiskError> {
+    let node = disks.node(serial, device)?;
+    let mounted = mount(Some(&node), path, Some("erofs"), MsFlags::MS_RDONLY, None::<&str>);
+    mounted.map_err(|source| DiskError::Mount {
+        serial: serial.to_owned(),
+        device: device.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

@@ -11,10 +11,11 @@ use std::path::PathBuf;
 
 use containerd_shim_protos::TASK_API_VERSION;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use protobuf::Message;
 use protobuf::well_known_types::any::Any;
-use protobuf::{CodedInputStream, Message};
 
 use crate::args::Flags;
+use crate::generated::options::RuntimeOptions;
 
 /// The type of options that containerd passes to runtimes that it knows nothing of.
 const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
@@ -95,24 +96,14 @@ impl Options {
         if any.type_url.rsplit('/').next() != Some(RUNTIME_OPTIONS) {
             return Self::default();
         }
-        // `Options { string type_url = 1; string config_path = 2; bytes config_body = 3; }`
-        let mut options = Self::default();
-        let mut input = CodedInputStream::from_bytes(&any.value);
-        while let Ok(Some(tag)) = input.read_raw_tag_or_eof() {
-            match (tag >> 3, tag & 7) {
-                (number, 2) => {
-                    let Ok(value) = input.read_bytes() else { break };
-                    let Ok(text) = String::from_utf8(value) else { continue };
-                    match number {
-                        2 if !text.is_empty() => options.path = Some(text.into()),
-                        3 if !text.is_empty() => options.body = Some(text),
-                        _ => {}
-                    }
-                }
-                _ => break,
-            }
+        let options = RuntimeOptions::parse_from_bytes(&any.value).unwrap_or_default();
+        let body = String::from_utf8(options.config_body).unwrap_or_default();
+        Self {
+            path: Some(options.config_path)
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            body: Some(body).filter(|body| !body.is_empty()),
         }
-        options
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) enum ShimError {
     NotRunning(String),
     #[error("{0} is not implemented by husk")]
     Unimplemented(&'static str),
+    #[error("the container is to have the host's network, which a virtual machine cannot share")]
+    HostNetwork,
     #[error("{what} is missing in the request")]
     Missing { what: &'static str },
     #[error("the sandbox has not been created")]
@@ -92,7 +94,7 @@ impl ShimError {
                 Code::FAILED_PRECONDITION
             }
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
-            Self::Missing { .. } | Self::Output(_) | Self::Bundle(_) => Code::INVALID_ARGUMENT,
+            Self::Missing { .. } | Self::HostNetwork | Self::Output(_) | Self::Bundle(_) => Code::INVALID_ARGUMENT,
             Self::Guest(error) => match error {
                 GuestError::Absent(_) => Code::NOT_FOUND,
                 GuestError::Exists(_) => Code::ALREADY_EXISTS,

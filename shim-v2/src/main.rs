@@ -15,6 +15,18 @@
 
 #![deny(unsafe_code)]
 
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    clippy::too_many_lines
+)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+}
+
 mod args;
 mod bootstrap;
 mod config;

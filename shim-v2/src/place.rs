@@ -19,6 +19,9 @@ const GROUPS: [&str; 3] = [
     "io.kubernetes.cri-o.SandboxID",
 ];
 
+/// Annotations that tell a pod's sandbox from its containers: containerd's and CRI-O's.
+const KINDS: [&str; 2] = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+
 /// The part of a `config.json` that says to whom a container belongs.
 #[derive(Deserialize)]
 struct Annotated {
@@ -29,14 +32,30 @@ struct Annotated {
 /// The container whose sandbox the container of a bundle belongs to: its own, unless its bundle says otherwise. A bundle
 /// without a `config.json` is that of a sandbox.
 pub(crate) fn group(bundle: &Path, id: &str) -> String {
-    let text = fs::read(bundle.join("config.json")).unwrap_or_default();
-    let annotations = serde_json::from_slice::<Annotated>(&text).ok();
-    let annotations = annotations.and_then(|config| config.annotations).unwrap_or_default();
+    let annotations = annotations(bundle);
     let named = GROUPS.iter().find_map(|name| annotations.get(*name));
     named
         .filter(|name| !name.is_empty())
         .map_or(id, String::as_str)
         .to_owned()
+}
+
+/// Whether a bundle is that of a pod's sandbox as the CRI makes it.
+pub(crate) fn is_sandbox(annotations: &BTreeMap<String, String>) -> bool {
+    let kinds = KINDS.iter().filter_map(|name| annotations.get(*name));
+    kinds.into_iter().any(|kind| kind == "sandbox")
+}
+
+/// Whether others may come to the sandbox of a bundle.
+pub(crate) fn is_shared(annotations: &BTreeMap<String, String>) -> bool {
+    is_sandbox(annotations) || annotations.contains_key(GROUPS[0])
+}
+
+/// The annotations of a bundle, without looking at anything else of it.
+pub(crate) fn annotations(bundle: &Path) -> BTreeMap<String, String> {
+    let text = fs::read(bundle.join("config.json")).unwrap_or_default();
+    let annotated = serde_json::from_slice::<Annotated>(&text).ok();
+    annotated.and_then(|config| config.annotations).unwrap_or_default()
 }
 
 /// The socket of a group's shim: the same for all that ask for it.

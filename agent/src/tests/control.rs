@@ -3,7 +3,7 @@
 use husk_protocol::agent::device_rule::Kind;
 use husk_protocol::agent::{
     CgroupSetting, ContainerStatus, CreateRequest, DeviceRule, DeviceRules, ExecRequest, KillRequest, PauseRequest,
-    ProcessesRequest, Resources, ResumeRequest, StartRequest, StateRequest, StatsRequest, UpdateRequest,
+    Process, ProcessesRequest, Resources, ResumeRequest, StartRequest, StateRequest, StatsRequest, UpdateRequest,
 };
 
 use super::guest::{Guest, container, context, create, delete, read, run, shell, with_streams};
@@ -371,4 +371,49 @@ fn a_container_without_a_cgroup_namespace_sees_its_path() {
     assert!(text.trim_end().ends_with("/system.slice/docker-a.scope"), "{text}");
     guest.wait("a", "");
     delete(&guest, "a", "");
+}
+
+#[test]
+fn a_pause_needs_no_image_and_ends_when_it_is_asked_to() {
+    let Some(guest) = Guest::start() else { return };
+    let process = Process {
+        args: Vec::new(),
+        pause: true,
+        ..shell("")
+    };
+    let mut pause = container("pod", process);
+    pause.root.as_mut().unwrap().disk.clear();
+    assert_eq!(create(&guest, &pause), None);
+    guest.start_process("pod", "");
+
+    // An orphan comes to it, and is reaped.
+    let (stdout, token) = guest.stream();
+    let script = "(sleep 0 & readlink /proc/1/root); for try in 1 2 3 4 5 6 7 8 9; do ls -d /proc/[0-9]* | wc -l; sleep 0.1; done";
+    let mut joined = container("a", with_streams(shell(script), [&[], &token, &[]]));
+    for namespace in &mut joined.namespaces {
+        if namespace.kind == husk_protocol::agent::namespace::Kind::PID.into() {
+            namespace.container = "pod".to_owned();
+        }
+    }
+    assert_eq!(create(&guest, &joined), None);
+    guest.start_process("a", "");
+    assert_eq!(guest.wait("a", "").status, 0);
+    let said = read(stdout);
+    // The pause, the shell, and the last two commands of the pipe.
+    assert_eq!(said.lines().last(), Some("4"), "{said}");
+
+    let term = KillRequest {
+        container: "pod".to_owned(),
+        signal: libc::SIGTERM.cast_unsigned(),
+        ..KillRequest::default()
+    };
+    guest.client.kill(context(), &term).unwrap();
+    assert_eq!(guest.wait("pod", "").status, 0);
+    for container in ["a", "pod"] {
+        delete(&guest, container, "");
+    }
+    let mut with_arguments = pause.clone();
+    with_arguments.process.as_mut().unwrap().args.push("sh".to_owned());
+    let refusal = guest.client.create(context(), &with_arguments).unwrap_err().to_string();
+    assert!(refusal.contains("process.args"), "{refusal}");
 }

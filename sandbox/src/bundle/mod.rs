@@ -14,6 +14,7 @@ mod hooks;
 mod machine;
 mod mounts;
 mod namespaces;
+mod pod;
 mod process;
 pub mod resources;
 mod schedule;
@@ -40,6 +41,7 @@ use crate::hooks::Hooks;
 pub use machine::{Machine, Wish};
 pub(crate) use namespaces::OF_THE_SAME_SANDBOX;
 pub use namespaces::{Join, Network};
+pub use pod::PodSandbox;
 pub use standard::Standard;
 use users::UserError;
 
@@ -142,6 +144,26 @@ impl Bundle {
 }
 
 impl Bundle {
+    /// Makes a process of the agent's own of the first process: it holds the container's namespaces and does nothing else,
+    /// so that it needs neither an image nor mounts nor devices.
+    pub fn become_pause(&mut self) {
+        let process = self.request.process.mut_or_insert_default();
+        process.args.clear();
+        process.pause = true;
+        process.cwd = "/".into();
+        self.request.mounts.clear();
+        self.request.devices.clear();
+        self.request.masked_paths.clear();
+        self.request.readonly_paths.clear();
+        self.request.seccomp.take();
+    }
+
+    /// Whether the container is to have no network namespace: the host's network.
+    #[must_use]
+    pub fn wants_host_network(&self) -> bool {
+        !namespaces::has(&self.request.namespaces, agent::namespace::Kind::NETWORK)
+    }
+
     /// Refuses a network namespace that has a name on the host, where no sandbox is to be in it.
     ///
     /// # Errors

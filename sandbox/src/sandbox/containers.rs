@@ -23,7 +23,8 @@ pub(super) struct Attended {
 }
 
 impl Sandbox {
-    /// Creates a container up to the point before its first process executes; gives the streams of that.
+    /// Creates a container up to the point before its first process executes; gives the streams of that. A pause
+    /// ([`Bundle::become_pause`]) needs no `disk`: the name is empty.
     ///
     /// # Errors
     /// What is wrong with the container; the machine has ended.
@@ -187,7 +188,10 @@ impl Sandbox {
         }
         let Some(gone) = gone else { return Ok(()) };
         gone.hooks.run_poststop(&gone.subject);
-        self.free_disk(gone.disk)
+        match gone.disk.as_str() {
+            "" => Ok(()),
+            _ => self.free_disk(gone.disk),
+        }
     }
 
     /// What a further process of a container is modelled on.

@@ -1,0 +1,242 @@
+//! From a created container to its deletion: starts, further processes, exits.
+
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use containerd_shim_protos::events::task as events;
+use husk_sandbox::agent::{self, ExecRequest};
+use husk_sandbox::bundle::{self, users};
+use husk_sandbox::guest::ProcessId;
+use husk_sandbox::relay::Relay;
+use husk_sandbox::sandbox::SandboxError;
+
+use super::Pod;
+use crate::container::Container;
+use crate::error::ShimError;
+use crate::process::{Exit, Process, Stage, lock};
+use crate::stdio::{Stdio, Whose};
+
+/// How long a container that has not been started may take to go when it is deleted.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Pod {
+    /// Lets a process execute; gives the process that stands for it on the host.
+    pub(crate) fn start(&self, container: &str, exec: &str) -> Result<u32, ShimError> {
+        let container = self.container(container)?;
+        let process = container.process(exec)?;
+        let before = {
+            let mut stage = process.stage();
+            match &*stage {
+                Stage::Added(_) | Stage::Created => std::mem::replace(&mut *stage, Stage::Starting(None)),
+                _ => return Err(ShimError::NotCreated(process.id.exec.clone())),
+            }
+        };
+        let started = match before {
+            Stage::Added(definition) => self.execute(&container, &process, *definition),
+            _ => self
+                .sandbox()
+                .and_then(|sandbox| Ok(sandbox.start(&process.id).map(drop)?)),
+        };
+        let mut stage = process.stage();
+        let ended = match &*stage {
+            Stage::Starting(ended) => *ended,
+            // The machine has ended.
+            _ => None,
+        };
+        if let Err(error) = started {
+            // Whoever waits for it learns that it will never run; containerd hears it from this call.
+            process.exit(stage, ended.unwrap_or_else(Exit::killed));
+            return Err(error);
+        }
+        let pid = self.pid();
+        self.tell_started(&process.id, pid);
+        match (&*stage, ended) {
+            (Stage::Exited(_), _) => {}
+            (_, Some(exit)) => self.exit(&process, stage, exit),
+            (_, None) => *stage = Stage::Running,
+        }
+        Ok(pid)
+    }
+
+    /// Makes a further process and lets it execute.
+    fn execute(
+        &self,
+        container: &Container,
+        process: &Process,
+        mut definition: agent::Process,
+    ) -> Result<(), ShimError> {
+        let guest = self.guest()?;
+        let whose = Whose {
+            namespace: &self.namespace,
+            container: &container.id,
+        };
+        let (ends, logger) = process.stdio.open(whose)?;
+        let stdio = definition.stdio.mut_or_insert_default();
+        let streams = guest.streams(stdio, process.stdio.wanted())?;
+        let request = ExecRequest {
+            container: container.id.clone(),
+            exec: process.id.exec.clone(),
+            process: Some(definition).into(),
+            ..Default::default()
+        };
+        guest.exec(&request)?;
+        let relay = Relay::start(streams, process.stdio.terminal, ends).map_err(ShimError::Streams)?;
+        process.carry(relay, logger);
+        guest.start(&process.id)?;
+        Ok(())
+    }
+
+    fn tell_started(&self, id: &ProcessId, pid: u32) {
+        match id.exec.as_str() {
+            "" => self.events.publish(&events::TaskStart {
+                container_id: id.container.clone(),
+                pid,
+                ..Default::default()
+            }),
+            exec => self.events.publish(&events::TaskExecStarted {
+                container_id: id.container.clone(),
+                exec_id: exec.into(),
+                pid,
+                ..Default::default()
+            }),
+        }
+    }
+
+    /// A process has ended: tells containerd and whoever waits.
+    fn exit(&self, process: &Process, stage: MutexGuard<'_, Stage>, exit: Exit) {
+        self.events.publish(&events::TaskExit {
+            container_id: process.id.container.clone(),
+            // containerd takes the container's name for the first process's.
+            id: match process.id.exec.as_str() {
+                "" => process.id.container.clone(),
+                exec => exec.into(),
+            },
+            pid: self.pid(),
+            exit_status: exit.status,
+            exited_at: Some(exit.at.into()).into(),
+            ..Default::default()
+        });
+        process.exit(stage, exit);
+    }
+
+    /// The guest says that a process has ended.
+    pub(crate) fn process_ended(&self, id: &ProcessId, exit: Exit) {
+        let Ok(process) = self.process(&id.container, &id.exec) else {
+            tracing::debug!(
+                container = id.container,
+                exec = id.exec,
+                "the end of an unknown process"
+            );
+            return;
+        };
+        let mut stage = process.stage();
+        match &mut *stage {
+            // Its start is to be told first.
+            Stage::Starting(ended) => *ended = Some(exit),
+            Stage::Created | Stage::Running => self.exit(&process, stage, exit),
+            Stage::Added(_) | Stage::Exited(_) => {}
+        }
+    }
+
+    /// The machine has ended, and everything in it.
+    pub(crate) fn machine_ended(&self) {
+        for container in self.containers() {
+            for process in container.living() {
+                let stage = process.stage();
+                match &*stage {
+                    Stage::Added(_) | Stage::Exited(_) => {}
+                    // Its start fails.
+                    Stage::Starting(_) => process.exit(stage, Exit::killed()),
+                    Stage::Created | Stage::Running => self.exit(&process, stage, Exit::killed()),
+                }
+            }
+        }
+        lock(&self.end).get_or_insert_with(Exit::killed);
+        self.ended.notify_all();
+    }
+
+    /// Adds a further process to a container; its start makes it.
+    pub(crate) fn exec(&self, container: &str, exec: &str, spec: &[u8], stdio: Stdio) -> Result<(), ShimError> {
+        let container = self.container(container)?;
+        if container.is_paused.load(Ordering::Acquire) {
+            return Err(ShimError::ExecIn("paused"));
+        }
+        match *container.init.stage() {
+            Stage::Running => {}
+            Stage::Exited(_) => return Err(ShimError::ExecIn("stopped")),
+            _ => return Err(ShimError::ExecIn("created")),
+        }
+        let (mut definition, _) = bundle::process(spec)?;
+        users::add_home(&container.root, &mut definition).map_err(SandboxError::from)?;
+        definition.stdio.mut_or_insert_default().terminal = stdio.terminal;
+        let id = ProcessId {
+            container: container.id.clone(),
+            exec: exec.into(),
+        };
+        container.add(Process::new(id, stdio, Stage::Added(Box::new(definition))))?;
+        self.events.publish(&events::TaskExecAdded {
+            container_id: container.id.clone(),
+            exec_id: exec.into(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// Forgets a process that has ended; with a container's first one the container. Gives how it has ended.
+    pub(crate) fn delete(&self, container: &str, exec: &str) -> Result<Exit, ShimError> {
+        let container = self.container(container)?;
+        let process = container.process(exec)?;
+        if !exec.is_empty() {
+            let exit = match &*process.stage() {
+                Stage::Exited(exit) => Some(*exit),
+                Stage::Added(_) => None,
+                _ => return Err(ShimError::DeleteRunning),
+            };
+            process.finish();
+            if let Some(Err(error)) = exit.map(|_| self.guest().and_then(|guest| Ok(guest.delete(&process.id)?))) {
+                tracing::debug!(%error, "the guest does not forget the process");
+            }
+            container.forget(exec);
+            return Ok(exit.unwrap_or_else(Exit::killed));
+        }
+        let exit = self.end(&process)?;
+        process.finish();
+        if let Err(error) = self.sandbox().and_then(|sandbox| Ok(sandbox.delete(&container.id)?)) {
+            // With its machine everything in it is gone.
+            tracing::debug!(%error, "the guest does not forget the container");
+        }
+        let is_last = {
+            let mut containers = lock(&self.containers);
+            containers.remove(&container.id);
+            containers.is_empty()
+        };
+        self.events.publish(&events::TaskDelete {
+            container_id: container.id.clone(),
+            pid: self.pid(),
+            exit_status: exit.status,
+            exited_at: Some(exit.at.into()).into(),
+            ..Default::default()
+        });
+        if is_last && !self.is_apart.load(Ordering::Acquire) {
+            self.remove_sandbox();
+        }
+        Ok(exit)
+    }
+
+    /// How a first process has ended, which one that was never started does now.
+    fn end(&self, process: &Process) -> Result<Exit, ShimError> {
+        match &*process.stage() {
+            Stage::Exited(exit) => return Ok(*exit),
+            Stage::Created => {}
+            _ => return Err(ShimError::DeleteRunning),
+        }
+        let kill = libc::SIGKILL.cast_unsigned();
+        if let Err(error) = self.guest().and_then(|guest| Ok(guest.kill(&process.id, kill, true)?)) {
+            // It has gone before it was known here.
+            tracing::debug!(%error, "the container is not killed");
+            return Ok(Exit::killed());
+        }
+        process.wait_for(KILL_PATIENCE).ok_or(ShimError::DeleteRunning)
+    }
+}

@@ -1,0 +1,250 @@
+//! The shim's sandbox and its containers: what containerd's calls come to.
+//!
+//! The machine is started with the shim itself, before containerd has asked for anything, and boots while the first
+//! container's root file system is looked up. All containers of a pod come to it. When the last one is deleted, the
+//! machine goes; when containerd says so, the shim.
+
+mod create;
+mod lifecycle;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+pub(crate) use create::Creation;
+use husk_sandbox::bundle::Bundle;
+use husk_sandbox::guest::{Guest, ProcessId, Wanted};
+use husk_sandbox::host_cgroup;
+use husk_sandbox::rundir::RunDir;
+use husk_sandbox::sandbox::{MAX_DISKS, Options, Sandbox, Stands};
+use husk_sandbox::timeline::Timeline;
+
+use crate::bootstrap;
+use crate::config::Config;
+use crate::container::Container;
+use crate::error::{ShimError, chain};
+use crate::events::Publisher;
+use crate::exits;
+use crate::place;
+use crate::process::{Exit, Process, lock};
+
+/// How long events are waited for at the end.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// The shim's sandbox.
+pub(crate) struct Pod {
+    pub(crate) namespace: String,
+    pub(crate) events: Publisher,
+    options: bootstrap::Options,
+    /// Where the sandbox will be.
+    place: Mutex<Option<RunDir>>,
+    machine: Mutex<Option<Result<Arc<Sandbox>, String>>>,
+    /// Whether the guest has come up; locked while somebody waits for it.
+    is_ready: Mutex<bool>,
+    /// None where one is being created.
+    containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    /// How the sandbox has ended.
+    end: Mutex<Option<Exit>>,
+    ended: Condvar,
+    /// Whether containerd has the sandbox apart from its containers, and ends it itself.
+    is_apart: AtomicBool,
+    is_over: Mutex<bool>,
+    over: Condvar,
+}
+
+impl Pod {
+    pub(crate) fn new(namespace: String, events: Publisher, options: bootstrap::Options, place: RunDir) -> Self {
+        Self {
+            namespace,
+            events,
+            options,
+            place: Mutex::new(Some(place)),
+            machine: Mutex::default(),
+            is_ready: Mutex::default(),
+            containers: Mutex::default(),
+            end: Mutex::default(),
+            ended: Condvar::new(),
+            is_apart: AtomicBool::new(false),
+            is_over: Mutex::default(),
+            over: Condvar::new(),
+        }
+    }
+
+    /// Starts the machine for a bundle, if nobody has; it boots meanwhile.
+    pub(crate) fn boot(&self, bundle: &Bundle) -> Result<Arc<Sandbox>, ShimError> {
+        let mut machine = lock(&self.machine);
+        if let Some(started) = &*machine {
+            return started.clone().map_err(ShimError::Boot);
+        }
+        let place = lock(&self.place).take().ok_or(ShimError::NoSandbox)?;
+        let started = self.spawn(bundle, place).map(Arc::new);
+        *machine = Some(match &started {
+            Ok(sandbox) => Ok(Arc::clone(sandbox)),
+            Err(error) => Err(chain(error)),
+        });
+        started
+    }
+
+    fn spawn(&self, bundle: &Bundle, place: RunDir) -> Result<Sandbox, ShimError> {
+        let config = Config::load(&self.options)?;
+        let kvm = Path::new("/dev/kvm");
+        let kvm = File::options()
+            .read(true)
+            .write(true)
+            .open(kvm)
+            .map_err(|source| ShimError::File {
+                what: "KVM (husk doctor tells more):",
+                path: kvm.into(),
+                source,
+            })?;
+        let size = bundle.machine.at_least(config.machine());
+        let cgroup = host_cgroup::directory(&bundle.request.cgroup_path);
+        if let Some(cgroup) = &cgroup {
+            host_cgroup::make(cgroup)?;
+        }
+        let options = Options {
+            kvm: Arc::new(kvm),
+            cpus: size.cpus,
+            memory_mib: size.memory_mib,
+            disks: if place::is_shared(&bundle.annotations) {
+                MAX_DISKS
+            } else {
+                1
+            },
+            console: false,
+            kernel: config.kernel.clone(),
+            patience: config.patience(),
+            cgroup,
+            network: bundle.network.as_ref().map(|network| network.path.clone()),
+            stands: Stands::Machine,
+            confinement: bundle.confinement.clone(),
+        };
+        let sandbox = Sandbox::spawn(place, &options, Arc::new(Timeline::default()))?;
+        let score = format!("/proc/{}/oom_score_adj", sandbox.pid());
+        // containerd's own score, which the shim has, would save a guest of any size from the host's killer.
+        if let Err(error) = fs::write(score, "0") {
+            tracing::debug!(%error, "the machine keeps the score that it has");
+        }
+        Ok(sandbox)
+    }
+
+    /// The sandbox, once it is started.
+    pub(crate) fn sandbox(&self) -> Result<Arc<Sandbox>, ShimError> {
+        match &*lock(&self.machine) {
+            Some(started) => started.clone().map_err(ShimError::Boot),
+            None => Err(ShimError::NoSandbox),
+        }
+    }
+
+    pub(crate) fn guest(&self) -> Result<Arc<Guest>, ShimError> {
+        Ok(self.sandbox()?.guest()?)
+    }
+
+    /// The process that stands for all containers; 0 while there is none.
+    pub(crate) fn pid(&self) -> u32 {
+        self.sandbox().map_or(0, |sandbox| sandbox.pid())
+    }
+
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, ShimError> {
+        let containers = lock(&self.containers);
+        let found = containers.get(id).cloned().flatten();
+        found.ok_or_else(|| ShimError::NoContainer(id.into()))
+    }
+
+    pub(crate) fn process(&self, container: &str, exec: &str) -> Result<Arc<Process>, ShimError> {
+        self.container(container)?.process(exec)
+    }
+
+    /// Waits for the guest.
+    pub(crate) fn ready(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), ShimError> {
+        let mut is_ready = lock(&self.is_ready);
+        if !*is_ready {
+            sandbox.ready()?;
+            exits::watch(Arc::clone(self), sandbox.guest()?)?;
+            *is_ready = true;
+        }
+        Ok(())
+    }
+
+    /// Starts the sandbox of a pod that has no container for it: a pause holds the namespaces of the pod's containers.
+    pub(crate) fn start_apart(self: &Arc<Self>, name: &str, bundle: Bundle) -> Result<u32, ShimError> {
+        let sandbox = self.boot(&bundle)?;
+        self.ready(&sandbox)?;
+        let none = Wanted {
+            stdin: false,
+            stdout: false,
+            stderr: false,
+        };
+        sandbox.create(name, bundle, String::new(), none)?;
+        let pause = ProcessId {
+            container: name.into(),
+            exec: String::new(),
+        };
+        sandbox.start(&pause)?;
+        self.is_apart.store(true, Ordering::Release);
+        Ok(sandbox.pid())
+    }
+
+    /// Says how the sandbox has ended, unless it has ended before; nothing of it is left then.
+    pub(crate) fn end_sandbox(&self, exit: Exit) {
+        lock(&self.end).get_or_insert(exit);
+        self.remove_sandbox();
+        self.ended.notify_all();
+    }
+
+    /// How the sandbox has ended, if it has.
+    pub(crate) fn sandbox_end(&self) -> Option<Exit> {
+        *lock(&self.end)
+    }
+
+    /// Waits until the sandbox has ended, however long that takes.
+    pub(crate) fn wait_for_sandbox(&self) -> Exit {
+        let mut end = lock(&self.end);
+        loop {
+            if let Some(exit) = *end {
+                return exit;
+            }
+            end = self.ended.wait(end).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// All containers.
+    pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
+        lock(&self.containers).values().flatten().cloned().collect()
+    }
+
+    fn remove_sandbox(&self) {
+        let Ok(sandbox) = self.sandbox() else { return };
+        if let Err(error) = sandbox.remove() {
+            tracing::warn!(error = chain(&error), "the sandbox is not removed");
+        }
+    }
+
+    /// Whether there are containers, or a sandbox that is ended by its own call.
+    pub(crate) fn is_in_use(&self) -> bool {
+        let is_apart = self.is_apart.load(Ordering::Acquire) && self.sandbox_end().is_none();
+        is_apart || !lock(&self.containers).is_empty()
+    }
+
+    /// Tells containerd what it has not heard yet, and lets the shim end.
+    pub(crate) fn shut_down(&self) {
+        if !self.events.drain(DRAIN) {
+            tracing::warn!("containerd has not taken all events");
+        }
+        *lock(&self.is_over) = true;
+        self.over.notify_all();
+    }
+
+    /// Waits until the shim is to end, and takes down what is left.
+    pub(crate) fn wait_for_end(&self) {
+        let mut is_over = lock(&self.is_over);
+        while !*is_over {
+            is_over = self.over.wait(is_over).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.remove_sandbox();
+        lock(&self.place).take();
+    }
+}
