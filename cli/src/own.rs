@@ -77,9 +77,10 @@ pub(crate) fn own(charge: Charge, stdio: Stdio, report: &mut Report) -> Result<u
     let root = RunRoot::open(&charge.root)?;
     // Before the first thread, and before there is anything to clean up.
     let cgroup = charge.options.cgroup.as_deref();
-    let _keeper = Keeper::start(root.path(), &charge.name, cgroup)?;
+    let keeper = Keeper::start(root.path(), &charge.name)?;
     let dir = root.create(&charge.name)?;
     if let Some(cgroup) = cgroup {
+        keeper.take_cgroup(cgroup)?;
         host_cgroup::enter(cgroup)?;
     }
     monitor::log_to(&short_path(dir.dir(), OWNER_LOG))?;

@@ -80,7 +80,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     }
     let root = RunRoot::open(&global.root())?;
     // Before the first thread, and before there is anything to clean up.
-    let _keeper = Keeper::start(root.path(), &name, None)?;
+    let _keeper = Keeper::start(root.path(), &name)?;
     let dir = root.create(&name)?;
     if let Some(path) = &args.pid_file {
         monitor::write_pid_file(path)?;

@@ -4,10 +4,12 @@
 //! the parent is gone, however that happens. Then it prunes the run directory, which does nothing if the parent did so
 //! itself or if another sandbox has taken the name. The machine monitor needs no keeper: it watches its lifeline.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -25,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// As long as it lives the run directory is left alone.
 #[derive(Debug)]
 pub struct Keeper {
-    _pipe: OwnedFd,
+    pipe: OwnedFd,
 }
 
 /// Why there is no keeper.
@@ -39,26 +41,37 @@ pub enum KeeperError {
 }
 
 impl Keeper {
-    /// Starts the keeper of the run directory `name` below `root`, and of a cgroup on the host that nobody needs without
-    /// it.
+    /// Starts the keeper of the run directory `name` below `root`.
     ///
     /// # Errors
     /// The process has other threads, or cannot be forked.
     #[allow(unsafe_code)]
-    pub fn start(root: &Path, name: &str, cgroup: Option<&Path>) -> Result<Self, KeeperError> {
+    pub fn start(root: &Path, name: &str) -> Result<Self, KeeperError> {
         if !is_single_threaded().map_err(KeeperError::Start)? {
             return Err(KeeperError::Threads);
         }
         let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| KeeperError::Start(errno.into()))?;
         // SAFETY: there is one thread, so that the child may use everything that this process may.
         match unsafe { fork() } {
-            Ok(ForkResult::Parent { .. }) => Ok(Self { _pipe: write }),
+            Ok(ForkResult::Parent { .. }) => Ok(Self { pipe: write }),
             Ok(ForkResult::Child) => {
                 drop(write);
-                keep(&read, root, name, cgroup)
+                keep(read, root, name)
             }
             Err(errno) => Err(KeeperError::Start(errno.into())),
         }
+    }
+
+    /// Gives it a cgroup on the host to remove as well, which nobody needs without the run directory; the last one counts.
+    ///
+    /// # Errors
+    /// It has died.
+    pub fn take_cgroup(&self, cgroup: &Path) -> Result<(), KeeperError> {
+        let mut word = cgroup.as_os_str().as_bytes().to_vec();
+        word.push(0);
+        // It fits into the pipe, which takes it whole or not at all.
+        let written = nix::unistd::write(&self.pipe, &word);
+        written.map(drop).map_err(|errno| KeeperError::Start(errno.into()))
     }
 }
 
@@ -72,9 +85,9 @@ pub fn is_single_threaded() -> io::Result<bool> {
 
 /// The child's life.
 #[allow(unsafe_code)]
-fn keep(pipe: &OwnedFd, root: &Path, name: &str, cgroup: Option<&Path>) -> ! {
-    let code = match detach(pipe).and_then(|()| wait_for_hang_up(pipe)) {
-        Ok(()) => i32::from(!clean_up(root, name, cgroup)),
+fn keep(pipe: OwnedFd, root: &Path, name: &str) -> ! {
+    let code = match detach(&pipe).and_then(|()| wait_for_hang_up(&pipe)) {
+        Ok(cgroup) => i32::from(!clean_up(root, name, cgroup.as_deref())),
         // Nobody is left who could be told; the next husk command prunes.
         Err(_) => 1,
     };
@@ -136,11 +149,18 @@ fn close_range(first: u32, last: u32) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
-fn wait_for_hang_up(pipe: &OwnedFd) -> nix::Result<()> {
+/// Waits for the owner's end; gives the cgroup that it has left.
+fn wait_for_hang_up(pipe: &OwnedFd) -> nix::Result<Option<PathBuf>> {
+    let mut words = Vec::new();
+    let mut chunk = [0; 512];
     loop {
-        match nix::unistd::read(pipe, &mut [0]) {
-            Ok(0) => return Ok(()),
-            Ok(_) | Err(Errno::EINTR) => {}
+        match nix::unistd::read(pipe, &mut chunk) {
+            Ok(0) => {
+                let mut paths = words.split(|byte| *byte == 0).rev().filter(|path| !path.is_empty());
+                return Ok(paths.next().map(|path| OsStr::from_bytes(path).into()));
+            }
+            Ok(count) => words.extend_from_slice(&chunk[..count]),
+            Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }
     }

@@ -8,6 +8,7 @@ use husk_sandbox::bundle::BundleError;
 use husk_sandbox::guest::GuestError;
 use husk_sandbox::host_cgroup::HostCgroupError;
 use husk_sandbox::image::ImageError;
+use husk_sandbox::keeper::KeeperError;
 use husk_sandbox::sandbox::SandboxError;
 use thiserror::Error;
 
@@ -64,6 +65,8 @@ pub(crate) enum ShimError {
     Thread(#[source] io::Error),
     #[error(transparent)]
     Cgroup(#[from] HostCgroupError),
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]

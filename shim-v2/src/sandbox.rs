@@ -16,6 +16,7 @@ use containerd_shim_protos::ttrpc::{self, TtrpcContext};
 use husk_sandbox::agent::StatsResponse;
 use husk_sandbox::bundle::{Bundle, PodSandbox};
 use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 
 use crate::error::{ShimError, chain};
 use crate::generated::options::{LinuxPodSandboxConfig, PodSandboxConfig};
@@ -28,6 +29,9 @@ use crate::task::Methods;
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
 
+/// containerd's type of an OCI configuration, as JSON.
+const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
 /// containerd's calls to the sandbox.
 struct Service {
     pod: Arc<Pod>,
@@ -39,6 +43,8 @@ struct Service {
 struct State {
     /// What it is made from, until it is started.
     bundle: Option<Bundle>,
+    /// The same as containerd wants it.
+    spec: Any,
     started: Option<SystemTime>,
 }
 
@@ -89,7 +95,13 @@ impl Sandbox for Service {
         let bundle = Bundle::pod_sandbox(Path::new(&request.bundle_path), &pod).map_err(ShimError::from)?;
         // It boots while containerd goes on.
         self.pod.boot(&bundle)?;
-        lock(&self.state).bundle = Some(bundle);
+        let mut state = lock(&self.state);
+        state.bundle = Some(bundle);
+        state.spec = Any {
+            type_url: SPEC.into(),
+            value: pod.config().to_string().into_bytes(),
+            ..Default::default()
+        };
         Ok(CreateSandboxResponse::new())
     }
 
@@ -98,6 +110,7 @@ impl Sandbox for Service {
         Ok(StartSandboxResponse {
             pid,
             created_at: Some(created.into()).into(),
+            spec: Some(lock(&self.state).spec.clone()).into(),
             ..Default::default()
         })
     }
@@ -238,8 +251,6 @@ fn cgroups_path(linux: &LinuxPodSandboxConfig, id: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use protobuf::well_known_types::any::Any;
-
     use super::*;
     use crate::generated::options::LinuxContainerResources;
 

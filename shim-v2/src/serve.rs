@@ -10,7 +10,6 @@ use std::thread;
 use anyhow::{Context, Result};
 use containerd_shim_protos::ttrpc::Server;
 use husk_sandbox::bundle::Bundle;
-use husk_sandbox::host_cgroup;
 use husk_sandbox::keeper::Keeper;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -69,14 +68,12 @@ fn serve(listener: UnixListener, charge: Charge) -> Result<()> {
     let root = place::root(&charge.namespace)?;
     // A pod's sandbox has none when containerd speaks to its sandbox first.
     let bundle = Bundle::load(&charge.bundle);
-    let cgroup = bundle.as_ref().ok();
-    let cgroup = cgroup.and_then(|bundle| host_cgroup::directory(&bundle.request.cgroup_path));
     // Before the first thread, and before there is anything to clean up.
-    let _keeper = Keeper::start(root.path(), &charge.name, cgroup.as_deref())?;
+    let keeper = Keeper::start(root.path(), &charge.name)?;
     let place = root.create(&charge.name)?;
     let events = charge.events.as_deref().unwrap_or_default();
     let events = Publisher::start(events, &charge.namespace).context("events cannot be forwarded")?;
-    let pod = Arc::new(Pod::new(charge.namespace, events, charge.options, place));
+    let pod = Arc::new(Pod::new(charge.namespace, events, charge.options, place, keeper));
     if let Ok(bundle) = bundle {
         let pod = Arc::clone(&pod);
         let boot = move || {
@@ -93,11 +90,5 @@ fn serve(listener: UnixListener, charge: Charge) -> Result<()> {
         .register_service(sandbox::methods(&pod));
     server.start().context("the socket cannot be served")?;
     pod.wait_for_end();
-    if let Some(cgroup) = cgroup {
-        // The machine leaves it as it ends; who looks after it otherwise is the keeper.
-        if let Err(error) = host_cgroup::remove(&cgroup, std::time::Duration::from_secs(2)) {
-            tracing::warn!(error = chain(&error), "the cgroup is left");
-        }
-    }
     Ok(())
 }

@@ -35,7 +35,9 @@ impl Bundle {
 }
 
 impl PodSandbox {
-    fn config(&self) -> Value {
+    /// The `config.json` of the container that holds the pod's namespaces.
+    #[must_use]
+    pub fn config(&self) -> Value {
         let network = match &self.network {
             Some(path) => json!({"type": "network", "path": path}),
             None => json!({"type": "network"}),

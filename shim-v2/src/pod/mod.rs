@@ -9,7 +9,7 @@ mod lifecycle;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +18,7 @@ pub(crate) use create::Creation;
 use husk_sandbox::bundle::Bundle;
 use husk_sandbox::guest::{Guest, ProcessId, Wanted};
 use husk_sandbox::host_cgroup;
+use husk_sandbox::keeper::Keeper;
 use husk_sandbox::rundir::RunDir;
 use husk_sandbox::sandbox::{MAX_DISKS, Options, Sandbox, Stands};
 use husk_sandbox::timeline::Timeline;
@@ -34,6 +35,9 @@ use crate::process::{Exit, Process, lock};
 /// How long events are waited for at the end.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// How long the machine may take to leave its cgroup.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// The shim's sandbox.
 pub(crate) struct Pod {
     pub(crate) namespace: String,
@@ -41,6 +45,9 @@ pub(crate) struct Pod {
     options: bootstrap::Options,
     /// Where the sandbox will be.
     place: Mutex<Option<RunDir>>,
+    keeper: Keeper,
+    /// The sandbox's cgroup on the host.
+    cgroup: Mutex<Option<PathBuf>>,
     machine: Mutex<Option<Result<Arc<Sandbox>, String>>>,
     /// Whether the guest has come up; locked while somebody waits for it.
     is_ready: Mutex<bool>,
@@ -56,12 +63,20 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    pub(crate) fn new(namespace: String, events: Publisher, options: bootstrap::Options, place: RunDir) -> Self {
+    pub(crate) fn new(
+        namespace: String,
+        events: Publisher,
+        options: bootstrap::Options,
+        place: RunDir,
+        keeper: Keeper,
+    ) -> Self {
         Self {
             namespace,
             events,
             options,
             place: Mutex::new(Some(place)),
+            keeper,
+            cgroup: Mutex::default(),
             machine: Mutex::default(),
             is_ready: Mutex::default(),
             containers: Mutex::default(),
@@ -103,6 +118,8 @@ impl Pod {
         let size = bundle.machine.at_least(config.machine());
         let cgroup = host_cgroup::directory(&bundle.request.cgroup_path);
         if let Some(cgroup) = &cgroup {
+            self.keeper.take_cgroup(cgroup)?;
+            *lock(&self.cgroup) = Some(cgroup.clone());
             host_cgroup::make(cgroup)?;
         }
         let options = Options {
@@ -246,5 +263,12 @@ impl Pod {
         }
         self.remove_sandbox();
         lock(&self.place).take();
+        let Some(cgroup) = lock(&self.cgroup).take() else {
+            return;
+        };
+        // The machine leaves it as it ends; if that takes longer, the keeper sees to it.
+        if let Err(error) = host_cgroup::remove(&cgroup, PATIENCE) {
+            tracing::warn!(error = chain(&error), "the cgroup is left");
+        }
     }
 }
