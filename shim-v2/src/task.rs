@@ -26,6 +26,9 @@ use crate::stdio::Stdio;
 const NAME: &str = "/containerd.task.v3.Task/";
 const OLD_NAME: &str = "/containerd.task.v2.Task/";
 
+/// docker's namespace in containerd.
+const DOCKER: &str = "moby";
+
 /// containerd's calls to the pod.
 struct Service(Arc<Pod>);
 
@@ -118,6 +121,8 @@ impl Task for Service {
         let pids = match *container.init.stage() {
             // containerd forgets a container, exit code and all, that has no process left when it comes back.
             Stage::Exited(_) => vec![self.0.pid()],
+            // docker looks for the numbers on the host, where others have them.
+            _ if self.0.namespace == DOCKER => vec![self.0.pid()],
             _ => self.0.guest()?.state(&container.id).map_err(ShimError::from)?.pids,
         };
         let process = |pid| ProcessInfo {
