@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{SockFlag, accept4};
 use protobuf::Message;
 
 use crate::connection::Connection;
@@ -90,10 +89,13 @@ impl Agent {
         mask.add(Signal::SIGCHLD);
         mask.thread_block()?;
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        let children = children.as_fd().try_clone_to_owned().map_err(errno)?;
+        let children = children
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| sys::errno(&error))?;
         let stage = surroundings.run.join("stage");
-        std::fs::create_dir_all(&stage).map_err(errno)?;
-        let pid_namespace = std::fs::File::open("/proc/self/ns/pid").map_err(errno)?;
+        std::fs::create_dir_all(&stage).map_err(|error| sys::errno(&error))?;
+        let pid_namespace = std::fs::File::open("/proc/self/ns/pid").map_err(|error| sys::errno(&error))?;
         let input = EpollFlags::EPOLLIN;
         Ok(Self {
             calls: poller.watch(surroundings.calls, Source::Calls, input)?,
@@ -179,7 +181,7 @@ impl Agent {
         self.expire_deletions(now);
         self.expire_pauses(now);
         for (reply, answer) in self.journal.answers(now) {
-            self.answer(reply, Ok(&answer));
+            self.answer(reply, &answer);
         }
     }
 
@@ -257,15 +259,19 @@ impl Agent {
                 Ok(Some(answer)) => self.send(reply, Ok(answer)),
                 // It is answered when what it waits for has happened.
                 Ok(None) => {}
-                Err(refusal) => self.send(reply, Err(refusal)),
+                Err(refusal) => self.refuse(reply, refusal),
             }
         }
     }
 
     /// Answers a call, if the client is still there.
-    pub(crate) fn answer<M: Message>(&mut self, reply: Reply, answer: Result<&M, Refusal>) {
-        let answer = answer.and_then(|message| message.write_to_bytes().map_err(Refusal::Unencodable));
-        self.send(reply, answer);
+    pub(crate) fn answer(&mut self, reply: Reply, answer: &impl Message) {
+        self.send(reply, answer.write_to_bytes().map_err(Refusal::Unencodable));
+    }
+
+    /// Answers a call with a refusal, if the client is still there.
+    pub(crate) fn refuse(&mut self, reply: Reply, refusal: Refusal) {
+        self.send(reply, Err(refusal));
     }
 
     fn send(&mut self, reply: Reply, answer: Result<Vec<u8>, Refusal>) {
@@ -331,19 +337,6 @@ impl Agent {
 
 /// Takes one connection; the next one is reported by the next wait.
 fn accept(listener: &Watch, admit: fn(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = accept4(listener.as_fd().as_raw_fd(), flags).ok()?;
-    let socket = owned(fd);
+    let socket = sys::accept(listener.as_fd()).ok()?;
     admit(socket.as_fd()).then_some(socket)
-}
-
-/// Takes what the kernel has just made for us.
-#[allow(unsafe_code)]
-fn owned(fd: std::os::fd::RawFd) -> OwnedFd {
-    // SAFETY: accept4(2) has returned a new descriptor that nobody else owns.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-pub(crate) fn errno(error: std::io::Error) -> nix::Error {
-    error.raw_os_error().map_or(nix::Error::EIO, nix::Error::from_raw)
 }

@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::unistd::{chdir, chroot};
 
-use crate::sys;
+use crate::{cgroup, sys};
 
 /// Where cgroup v2 is mounted.
 pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
@@ -142,11 +142,7 @@ pub(crate) fn prepare_cgroups() -> Result<(), BootError> {
     let path = Path::new(CGROUPS).join("cgroup.controllers");
     let controllers = std::fs::read_to_string(&path).map_err(|source| BootError::Read { path, source })?;
     // One write for all: each makes the kernel go through every process.
-    let wanted: Vec<_> = controllers
-        .split_ascii_whitespace()
-        .map(|name| format!("+{name}"))
-        .collect();
-    let wanted = wanted.join(" ");
+    let wanted = cgroup::all_of(&controllers);
     std::fs::write(Path::new(CGROUPS).join("cgroup.subtree_control"), &wanted)
         .map_err(|source| BootError::Controllers { wanted, source })
 }

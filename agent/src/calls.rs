@@ -123,12 +123,7 @@ impl Agent {
     fn kill_all(&mut self, id: &str, signal: u8) -> Answer {
         let container = self.container(id)?;
         // What it has left behind was killed when it stopped.
-        if matches!(
-            container.status(),
-            ContainerStatus::CONTAINER_CREATING | ContainerStatus::CONTAINER_STOPPED
-        ) {
-            return Err(container.refuse(id, "created, running or paused"));
-        }
+        container.check_is_there(id)?;
         if i32::from(signal) == libc::SIGKILL {
             container.cgroup.kill().map_err(Refusal::file("killing the cgroup"))?;
             return encode(&Empty::default());

@@ -349,7 +349,3 @@ fn execute(
         source,
     })
 }
-
-fn errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
-}

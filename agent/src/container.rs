@@ -91,6 +91,16 @@ impl Container {
         is_there && matches!(self.freeze, Freeze::Going)
     }
 
+    /// Refuses what needs a container that is created and has not stopped.
+    pub(crate) fn check_is_there(&self, id: &str) -> Result<(), Refusal> {
+        match self.status() {
+            ContainerStatus::CONTAINER_CREATING | ContainerStatus::CONTAINER_STOPPED => {
+                Err(self.refuse(id, "created, running or paused"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The refusal of what only a container of the `needed` status can do.
     pub(crate) fn refuse(&self, id: &str, needed: &'static str) -> Refusal {
         let status = match (self.status(), self.freeze) {

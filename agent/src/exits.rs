@@ -74,7 +74,7 @@ impl Agent {
                     "the process died while it was being made"
                 };
                 self.forget(name);
-                return self.answer::<StartResponse>(reply, Err(state(name, died)));
+                return self.refuse(reply, state(name, died));
             }
             Phase::Unbuilt(reply, failure) => {
                 self.forget(name);
@@ -84,14 +84,14 @@ impl Agent {
                 let failure = Some(failure).into();
                 self.answer(
                     reply,
-                    Ok(&StartResponse {
+                    &StartResponse {
                         failure,
                         ..StartResponse::default()
-                    }),
+                    },
                 );
             }
             Phase::Starting(reply) => {
-                self.answer::<StartResponse>(reply, Err(state(name, "the process died while it was being started")));
+                self.refuse(reply, state(name, "the process died while it was being started"));
             }
             Phase::Created | Phase::Running | Phase::Exited(_) => {}
         }
@@ -145,7 +145,7 @@ impl Agent {
             return;
         };
         for reply in std::mem::take(&mut process.waits) {
-            self.answer(reply, Ok(&answer));
+            self.answer(reply, &answer);
         }
     }
 
@@ -262,7 +262,7 @@ impl Agent {
             let process = match self.process(name) {
                 Ok(process) => process,
                 Err(refusal) => {
-                    self.answer::<DeleteResponse>(deletion.reply, Err(refusal));
+                    self.refuse(deletion.reply, refusal);
                     continue;
                 }
             };
@@ -278,7 +278,7 @@ impl Agent {
                 exited_at_ns: exit.at_ns,
                 ..DeleteResponse::default()
             };
-            self.answer(deletion.reply, Ok(&answer));
+            self.answer(deletion.reply, &answer);
         }
     }
 
@@ -302,7 +302,7 @@ impl Agent {
             .extract_if(.., |deletion| deletion.deadline <= now)
             .collect();
         for deletion in late {
-            self.answer::<DeleteResponse>(deletion.reply, Err(Refusal::StillAlive(deletion.name.container)));
+            self.refuse(deletion.reply, Refusal::StillAlive(deletion.name.container));
         }
     }
 
@@ -335,7 +335,7 @@ impl Agent {
             self.end_flow(stdin);
         }
         for reply in process.waits {
-            self.answer::<WaitResponse>(reply, Err(Refusal::Deleted));
+            self.refuse(reply, Refusal::Deleted);
         }
     }
 

@@ -64,7 +64,7 @@ impl Agent {
             None => run(connection, root, in_user_namespace.then_some(pidfd)),
             Some(child) => self.servers.insert(child.as_raw(), container.to_owned()),
         };
-        self.answer(pending.reply, Ok(&Empty::default()));
+        self.answer(pending.reply, &Empty::default());
         Ok(())
     }
 

@@ -91,8 +91,8 @@ impl Agent {
         }
         for (reply, answer) in answers {
             match answer {
-                Ok(()) => self.answer(reply, Ok(&Empty::default())),
-                Err(refusal) => self.answer::<Empty>(reply, Err(refusal)),
+                Ok(()) => self.answer(reply, &Empty::default()),
+                Err(refusal) => self.refuse(reply, refusal),
             }
         }
     }
@@ -109,7 +109,7 @@ impl Agent {
             }
         }
         for (reply, id) in late {
-            self.answer::<Empty>(reply, Err(Refusal::NotStopping(id)));
+            self.refuse(reply, Refusal::NotStopping(id));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use husk_protocol::agent::{CreateRequest, CreateResponse, ExecRequest};
+use husk_protocol::agent::{CreateRequest, ExecRequest};
 
 use crate::agent::Agent;
 use crate::calls::Answer;
@@ -79,7 +79,7 @@ impl Agent {
                 Work::Files => self.begin_files(&pending),
             };
             if let Err(refusal) = begun {
-                self.answer::<CreateResponse>(pending.reply, Err(refusal));
+                self.refuse(pending.reply, refusal);
             }
         }
     }
@@ -93,7 +93,7 @@ impl Agent {
                         Missing::Disk(serial) => Refusal::NoDisk(serial),
                         Missing::Stream => Refusal::NoStream,
                     };
-                    self.answer::<CreateResponse>(pending.reply, Err(refusal));
+                    self.refuse(pending.reply, refusal);
                 }
                 _ => self.pending.push(pending),
             }

@@ -5,6 +5,7 @@ use ttrpc::Code;
 use crate::cgroup::CgroupError;
 use crate::child::ChildError;
 use crate::disk::DiskError;
+use crate::sys::errno;
 
 /// A call's failure, as the host sees it.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +81,7 @@ impl Refusal {
     pub(crate) fn file(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         move |error| Self::System {
             what: what.into(),
-            source: error.raw_os_error().map_or(nix::Error::EIO, nix::Error::from_raw),
+            source: errno(&error),
         }
     }
 

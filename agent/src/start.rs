@@ -81,20 +81,20 @@ impl Agent {
         if name.is_first() {
             self.answer(
                 reply,
-                Ok(&CreateResponse {
+                &CreateResponse {
                     pid,
                     failure,
                     ..CreateResponse::default()
-                }),
+                },
             );
         } else {
             self.answer(
                 reply,
-                Ok(&ExecResponse {
+                &ExecResponse {
                     pid,
                     failure,
                     ..ExecResponse::default()
-                }),
+                },
             );
         }
     }
@@ -107,10 +107,10 @@ impl Agent {
             let started_ns = sys::monotonic_ns();
             self.answer(
                 reply,
-                Ok(&StartResponse {
+                &StartResponse {
                     started_ns,
                     ..StartResponse::default()
-                }),
+                },
             );
         }
     }

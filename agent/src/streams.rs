@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Uid, fchown, pipe2};
 
-use crate::agent::{Agent, errno};
+use crate::agent::Agent;
 use crate::container::Name;
 use crate::refusal::Refusal;
 use crate::stdio::Token;
@@ -106,7 +106,7 @@ impl Agent {
     }
 
     fn begin_terminal(&mut self, name: &Name, master: &OwnedFd, connection: OwnedFd) -> nix::Result<u64> {
-        let copy = |fd: &OwnedFd| fd.try_clone().map_err(errno);
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(|error| sys::errno(&error));
         let (from, to) = (copy(master)?, copy(&connection)?);
         let stdin = self.begin_flow(connection, copy(master)?, None)?;
         match self.begin_flow(from, to, Some(name.clone())) {
@@ -124,6 +124,6 @@ fn null() -> nix::Result<OwnedFd> {
         .read(true)
         .write(true)
         .open("/dev/null")
-        .map_err(errno)?;
+        .map_err(|error| sys::errno(&error))?;
     Ok(file.into())
 }

@@ -1,4 +1,5 @@
-//! The system calls that nix has not: the agent's only unsafe code.
+//! The system calls that nix has not: the agent's unsafe code, but for descriptors that come in a message
+//! ([`crate::child::packet`]).
 
 #![allow(unsafe_code)]
 
@@ -9,115 +10,31 @@ mod hook;
 pub(crate) mod mounts;
 mod schedule;
 mod terminal;
-mod trees;
 
 pub(crate) use confine::{Filter, set_personality};
-pub(crate) use fork::fork;
+pub(crate) use fork::{Forked, fork, fork_into, fork_sleeping};
 pub(crate) use hook::{before_execution, open_process};
 pub(crate) use schedule::{set_affinity, set_io_priority, set_scheduler};
 pub(crate) use terminal::{open_terminal_peer, set_terminal_size, take_controlling_terminal, terminal_number};
-pub(crate) use trees::{detach_copy, place};
 
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, accept4, socket};
 use nix::unistd::Pid;
 
-/// Both ends of a new process, as seen by each.
-#[derive(Debug)]
-pub(crate) enum Forked {
-    Parent { child: Pid, pidfd: OwnedFd },
-    Child,
+/// Takes a connection, which does not block and is closed on exec.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes a process that is a copy of this one, in the cgroup whose directory is given and in new namespaces as
-/// `namespaces` (CLONE_NEW*) asks.
-///
-/// # Errors
-///
-/// What clone3(2) says.
-pub(crate) fn fork_into(cgroup: BorrowedFd<'_>, namespaces: c_int) -> nix::Result<Forked> {
-    let mut pidfd: RawFd = -1;
-    // SAFETY: zeroes are a valid clone_args (every field is a number, and zero means absent).
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    let flags = i64::from(namespaces) | i64::from(libc::CLONE_PIDFD) | CLONE_INTO_CGROUP;
-    args.flags = flags.cast_unsigned();
-    args.pidfd = (&raw mut pidfd).addr() as u64;
-    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
-    args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
-    // SAFETY: the arguments are complete and outlive the call; without CLONE_VM the child has a copy of everything,
-    // and the agent has one thread, so that no lock is held by a thread that the child lacks.
-    let child = Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) })?;
-    if child == 0 {
-        return Ok(Forked::Child);
-    }
-    // SAFETY: the kernel has stored a new descriptor there, which nobody else owns.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Forked::Parent {
-        child: Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?),
-        pidfd,
-    })
+/// The number of an error that the kernel has told of; others are errors of input and output.
+pub(crate) fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
-
-/// A process that does nothing until it is ended, which it is with this value.
-#[derive(Debug)]
-pub(crate) struct Sleeper {
-    process: Pid,
-    /// Its id where /proc was mounted.
-    shown: i32,
-}
-
-impl Sleeper {
-    /// Its id in /proc.
-    pub(crate) fn pid(&self) -> i32 {
-        self.shown
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = kill(self.process, libc::SIGKILL);
-        let mut status = 0;
-        // SAFETY: the pointer is to an int.
-        unsafe { libc::waitpid(self.process.as_raw(), &raw mut status, 0) };
-    }
-}
-
-/// Makes a process in new namespaces (CLONE_NEW*) that sleeps. For a process with one thread.
-pub(crate) fn fork_sleeping(namespaces: c_int) -> std::io::Result<Sleeper> {
-    let mut pidfd: RawFd = -1;
-    // SAFETY: zeroes are a valid clone_args.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = (i64::from(namespaces) | i64::from(libc::CLONE_PIDFD)).cast_unsigned();
-    args.pidfd = (&raw mut pidfd).addr() as u64;
-    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
-    // SAFETY: as in fork_into.
-    let child = Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) })?;
-    if child == 0 {
-        loop {
-            // SAFETY: pause(2) touches no memory.
-            unsafe { libc::pause() };
-        }
-    }
-    // SAFETY: the kernel has stored a new descriptor there, which nobody else owns.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    let mut sleeper = Sleeper {
-        process: Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?),
-        shown: 0,
-    };
-    // The id is another one in each pid namespace; the descriptor knows it in that of /proc.
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    let pid = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
-    sleeper.shown = pid.filter(|pid| *pid > 0).ok_or(Errno::ESRCH)?;
-    Ok(sleeper)
-}
-
-/// CLONE_INTO_CGROUP of linux/sched.h, which does not fit the type of libc's constants.
-const CLONE_INTO_CGROUP: i64 = 0x2_0000_0000;
 
 /// Ends the process at once, running nothing on the way.
 pub(crate) fn exit_now(status: c_int) -> ! {
@@ -179,7 +96,7 @@ pub(crate) fn page_size() -> u64 {
 
 fn clock_ns(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a valid timespec; both clocks exist on every Linux.
+    // SAFETY: the pointer is to a valid timespec; these clocks exist on every Linux.
     unsafe { libc::clock_gettime(clock, &raw mut time) };
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }

@@ -1,6 +1,6 @@
 //! Update: other limits for a container that is there.
 
-use husk_protocol::agent::{ContainerStatus, Empty, UpdateRequest};
+use husk_protocol::agent::{Empty, UpdateRequest};
 
 use crate::agent::Agent;
 use crate::calls::{Answer, encode};
@@ -11,13 +11,7 @@ impl Agent {
     pub(crate) fn update(&mut self, request: &UpdateRequest) -> Answer {
         let id = request.container.as_str();
         let container = self.container(id)?;
-        let is_over = matches!(
-            container.status(),
-            ContainerStatus::CONTAINER_CREATING | ContainerStatus::CONTAINER_STOPPED
-        );
-        if is_over {
-            return Err(container.refuse(id, "created, running or paused"));
-        }
+        container.check_is_there(id)?;
         let resources = request.resources.get_or_default();
         check_resources(resources)?;
         let serial = container.disk.clone();

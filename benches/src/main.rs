@@ -12,6 +12,7 @@ mod native;
 mod plot;
 mod proc;
 mod qemu;
+mod reads;
 mod report;
 mod resident;
 mod rounds;
@@ -32,7 +33,8 @@ const HELP: &str = "\
 Measure husk; `cargo xtask bench` calls this program.
 
 Usage: husk-bench native|hosted|icount --bin DIR --test-guest FILE --rootfs DIR --json FILE [--quick] [NAME]...
-       husk-bench report --out DIR FILE...";
+       husk-bench report --out DIR FILE...
+       husk-bench reads FILE DEPTH COUNT [STATISTICS]";
 
 /// What a measurement needs to know.
 #[derive(Clone, Debug, Default)]
@@ -100,8 +102,10 @@ fn main() -> Result<()> {
             other => return Err(other.unexpected().into()),
         }
     }
-    if mode == "report" {
-        return report::make(&words, &out);
+    match mode.as_str() {
+        "report" => return report::make(&words, &out),
+        reads::MODE => return reads::main(&words),
+        _ => {}
     }
     plan.names = words;
     let measurements = match mode.as_str() {

@@ -117,6 +117,7 @@ impl Monitor {
             control: give(control),
             report: give(report_out.into()),
             lifeline: give(lifeline_in.into()),
+            keep_network: false,
         };
         let mut text = tempfile::tempfile()?;
         text.write_all(&serde_json::to_vec(&config)?)?;

@@ -10,8 +10,12 @@ use tempfile::TempDir;
 
 use crate::{Plan, bounded};
 
+/// The file that is read through a disk.
+pub(crate) const DATA: &str = "data";
+/// The measuring program in a root file system.
+pub(crate) const SELF: &str = "husk-bench";
 /// Of the file that is read through a disk, in MiB.
-pub(crate) const DATA_MIB: usize = 32;
+const DATA_MIB: usize = 32;
 
 /// Copies the programs and the root file system that a plan names, and gives a plan that names the copies. They go with
 /// the directory.
@@ -36,12 +40,13 @@ pub(crate) fn copied(plan: &Plan) -> Result<(TempDir, Plan)> {
     Ok((directory, staged))
 }
 
-/// A copy of the root file system with a file `data` of [`DATA_MIB`].
+/// A copy of the root file system with a file [`DATA`] of [`DATA_MIB`], and with this program as [`SELF`].
 pub(crate) fn with_data(plan: &Plan) -> Result<(TempDir, PathBuf)> {
     let directory = tempfile::tempdir()?;
     let tree = directory.path().join("rootfs");
     copy(&plan.rootfs, &tree)?;
-    fs::write(tree.join("data"), vec![0x5a; DATA_MIB << 20])?;
+    fs::write(tree.join(DATA), vec![0x5a; DATA_MIB << 20])?;
+    fs::copy(std::env::current_exe()?, tree.join(SELF)).context("copying the measuring program")?;
     Ok((directory, tree))
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand};
+use husk_sandbox::lifecycle::{Container, LifecycleError};
+use husk_sandbox::rundir::{self, RunRoot};
 
 use crate::log::Format;
 use crate::timings;
@@ -75,11 +77,16 @@ pub(crate) struct Global {
 
 impl Global {
     pub(crate) fn root(&self) -> PathBuf {
-        self.root.clone().unwrap_or_else(husk_sandbox::rundir::default_root)
+        self.root.clone().unwrap_or_else(rundir::default_root)
     }
 
     pub(crate) fn patience(&self) -> Duration {
         Duration::from_secs(self.timeout.into())
+    }
+
+    /// The container of this name.
+    pub(crate) fn container(&self, name: &str) -> Result<Container, LifecycleError> {
+        Container::find(&RunRoot::open(&self.root())?, name, self.patience())
     }
 }
 
@@ -288,6 +295,8 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+        let spec = format!("spec: {}", husk_sandbox::bundle::SPEC_VERSION);
+        assert!(VERSION.lines().any(|line| line == spec), "{VERSION}");
     }
 
     #[test]

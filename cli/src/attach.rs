@@ -15,8 +15,8 @@ use signal_hook::iterator::Signals;
 use crate::signals::FORWARDED;
 use crate::terminal;
 
-/// Interrupts and requests to end after which husk ends, whatever the container does with them.
-const PATIENCE: u32 = 3;
+/// So many interrupts and requests to end are the end of husk, whatever the container does with them.
+const REQUESTS: u32 = 3;
 /// How long a container has to end when its terminal is gone.
 const HANG_UP: Duration = Duration::from_secs(10);
 
@@ -134,7 +134,7 @@ impl Ends {
             }
             _ => {}
         }
-        (self.requests >= PATIENCE).then(|| exit_code(signal))
+        (self.requests >= REQUESTS).then(|| exit_code(signal))
     }
 }
 

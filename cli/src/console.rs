@@ -8,21 +8,32 @@ use std::sync::mpsc;
 use std::thread;
 
 use anyhow::{Context, Result};
-use husk_sandbox::lifecycle::Container;
-use husk_sandbox::rundir::RunRoot;
+use husk_sandbox::relay::write_all;
 
 use crate::args::{ConsoleArgs, Global};
-use crate::relay::write_all;
 use crate::terminal::{Raw, on_stdin};
 
 /// Ctrl-], which telnet uses too.
 const DETACH: u8 = 0x1d;
 
+/// What is read at a time, in bytes.
+const CHUNK: usize = 64 << 10;
+
+/// Copies a console to stderr until it ends.
+pub(crate) fn to_stderr(mut from: UnixStream) -> Result<thread::JoinHandle<()>> {
+    let copy = move || {
+        let mut chunk = vec![0; CHUNK];
+        while let Ok(count @ 1..) = from.read(&mut chunk) {
+            if write_all(io::stderr().as_fd(), &chunk[..count]).is_err() {
+                break;
+            }
+        }
+    };
+    Ok(thread::Builder::new().name("console".into()).spawn(copy)?)
+}
+
 pub(crate) fn console(global: &Global, args: &ConsoleArgs) -> Result<u8> {
-    let root = RunRoot::open(&global.root())?;
-    let stream = Container::find(&root, &args.name, global.patience())?
-        .link()?
-        .console()?;
+    let stream = global.container(&args.name)?.link()?.console()?;
     let terminal = on_stdin();
     let raw = match terminal {
         true => {

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use husk_archive::{Found, Kind, Root, Unpacking};
 use husk_sandbox::files::Files;
-use husk_sandbox::lifecycle::{Container, Status};
-use husk_sandbox::rundir::{RunDirError, RunRoot};
+use husk_sandbox::lifecycle::Status;
+use husk_sandbox::rundir::RunDirError;
 
 use crate::args::{CopyArgs, Global};
 use crate::run::absolute;
@@ -97,8 +97,7 @@ fn side(argument: &OsStr) -> Result<Side<'_>> {
 }
 
 fn open(global: &Global, name: &str) -> Result<Files> {
-    let root = RunRoot::open(&global.root())?;
-    let container = Container::find(&root, name, global.patience())?;
+    let container = global.container(name)?;
     if container.status()? == Status::Stopped {
         return Err(RunDirError::Stopped(name.into()).into());
     }

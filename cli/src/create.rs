@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use husk_sandbox::artefacts;
-use husk_sandbox::bundle::Bundle;
+use husk_sandbox::bundle::{Bundle, Machine};
 use husk_sandbox::host_cgroup;
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::rundir;
-use husk_sandbox::sandbox::Options;
+use husk_sandbox::sandbox::{Options, Stands};
 
 use crate::args::{CreateArgs, Global, PidArgs};
 use crate::own::{self, Charge, Disk, StreamChoice};
@@ -20,6 +20,8 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
     check_descriptors(&args.pid)?;
     let kvm = Arc::new(doctor::open_kvm()?);
     let bundle = Bundle::load(&absolute(&args.bundle)?)?;
+    bundle.check_no_network()?;
+    let machine = bundle.machine.at_least(Machine::default());
     let cache = args.image_cache.clone().unwrap_or_else(artefacts::default_image_cache);
     let charge = Charge {
         root: global.root(),
@@ -27,11 +29,13 @@ pub(crate) fn create(global: &Global, args: &CreateArgs) -> Result<u8> {
         disk: Disk::Directory(Cache::open(&cache, DEFAULT_LIMIT)?),
         options: Options {
             kvm,
-            cpus: bundle.machine.cpus,
-            memory_mib: bundle.machine.memory_mib,
+            cpus: machine.cpus,
+            memory_mib: machine.memory_mib,
             disks: 1,
             console: false,
             kernel: None,
+            network: None,
+            stands: Stands::Owner,
             cgroup: host_cgroup::directory(&bundle.request.cgroup_path),
             confinement: bundle.confinement.clone(),
             patience: global.patience(),

@@ -10,12 +10,10 @@ use anyhow::{Result, bail};
 use husk_sandbox::agent::event::Kind;
 use husk_sandbox::agent::{HugepageStats, IoStats, Pressure, PressureLine, StatsResponse};
 use husk_sandbox::guest::Guest;
-use husk_sandbox::lifecycle::Container;
-use husk_sandbox::rundir::RunRoot;
 use serde_json::{Value, json};
 
+use crate::answer;
 use crate::args::{EventsArgs, Global};
-use crate::failure::print_out;
 
 /// How much is heard ahead of what is said: a guest may tell of more than is read.
 const HEARD: usize = 64;
@@ -27,9 +25,9 @@ enum Heard {
 }
 
 pub(crate) fn events(global: &Global, args: &EventsArgs) -> Result<u8> {
-    let root = RunRoot::open(&global.root())?;
-    let container = Container::find(&root, &args.id, global.patience())?;
-    let say = |kind: &str, data: Value| print_out(&format!("{}\n", json!({"type": kind, "id": args.id, "data": data})));
+    let container = global.container(&args.id)?;
+    let say =
+        |kind: &str, data: Value| answer::text(&format!("{}\n", json!({"type": kind, "id": args.id, "data": data})));
     say("stats", data(&container.stats()?))?;
     if args.stats {
         return Ok(0);

@@ -8,24 +8,23 @@ use anyhow::{Context, Result, bail, ensure};
 use husk_sandbox::agent::{ExecRequest, Process};
 use husk_sandbox::bundle::{self, users};
 use husk_sandbox::confinement::Confinement;
-use husk_sandbox::guest::{Guest, GuestError, ProcessId, Streams};
-use husk_sandbox::lifecycle::{Container, Status};
+use husk_sandbox::guest::{Guest, GuestError, ProcessId, Streams, Wanted};
+use husk_sandbox::lifecycle::Status;
 use husk_sandbox::machine::Link;
-use husk_sandbox::rundir::{self, RunDirError, RunRoot};
+use husk_sandbox::relay::{Ends, Relay};
+use husk_sandbox::rundir::{self, RunDirError};
 
 use crate::args::{ExecArgs, Global};
 use crate::attach::{self, Progress, Session, Target};
 use crate::create::check_descriptors;
 use crate::monitor::{self, Report, Stdio};
-use crate::relay::{Ends, Relay};
 use crate::run::random_name;
 use crate::terminal::{Raw, on_stdin};
 use crate::{overrides, own, pty};
 
 pub(crate) fn exec(global: &Global, args: &ExecArgs) -> Result<u8> {
     check_descriptors(&args.pid)?;
-    let root = RunRoot::open(&global.root())?;
-    let container = Container::find(&root, &args.name, global.patience())?;
+    let container = global.container(&args.name)?;
     match container.status()? {
         Status::Stopped => return Err(RunDirError::Stopped(args.name.clone()).into()),
         Status::Paused if !args.ignore_paused => bail!("container {} is paused; resume it first", args.name),
@@ -140,7 +139,7 @@ impl Work {
         let mut process = self.process;
         let stdio = process.stdio.mut_or_insert_default();
         let terminal = stdio.terminal;
-        let streams = guest.streams(stdio, stdin).map_err(&ended)?;
+        let streams = guest.streams(stdio, Wanted::outputs_and(stdin)).map_err(&ended)?;
         let request = ExecRequest {
             container: self.id.container.clone(),
             exec: self.id.exec.clone(),
@@ -167,7 +166,7 @@ impl Work {
             true => Some(Raw::new().context("the terminal cannot be made raw")?),
             false => None,
         };
-        let relay = Relay::start(made.streams, terminal, Ends::standard(interactive)?)?;
+        let relay = Relay::start(made.streams, terminal, Ends::standard(interactive)?).context(own::NO_RELAY)?;
         guest.start(&made.id).map_err(&ended)?;
         progress.started(Target {
             guest: Arc::clone(&guest),
@@ -194,7 +193,7 @@ impl Work {
         let made = self.make(true, true)?;
         let (guest, id) = (made.guest, made.id);
         let ended = explain(&made.sandbox);
-        let relay = Relay::start(made.streams, made.terminal, ends)?;
+        let relay = Relay::start(made.streams, made.terminal, ends).context(own::NO_RELAY)?;
         monitor::forward(Arc::clone(&guest), id.clone(), terminal)?;
         guest.start(&id).map_err(&ended)?;
         pid_file.map_or(Ok(()), monitor::write_pid_file)?;

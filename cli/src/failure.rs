@@ -2,7 +2,6 @@
 
 use std::io::{IsTerminal, Write};
 
-use anyhow::{Context, Result};
 use husk_sandbox::guest::GuestError;
 use husk_sandbox::lifecycle::LifecycleError;
 use husk_sandbox::sandbox::SandboxError;
@@ -34,13 +33,6 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
             None => OWN,
         },
     }
-}
-
-/// Prints what a command answers.
-pub(crate) fn print_out(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    written.context("stdout cannot be written to")
 }
 
 /// Prints an error with its causes, and logs it where a caller looks for it.

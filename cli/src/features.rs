@@ -3,9 +3,9 @@
 use anyhow::Result;
 use husk_sandbox::bundle::features;
 
-use crate::failure::print_out;
+use crate::answer;
 
 pub(crate) fn features() -> Result<u8> {
-    print_out(&format!("{}\n", serde_json::to_string_pretty(&features::document())?))?;
+    answer::json(&features::document())?;
     Ok(0)
 }

@@ -26,7 +26,7 @@ pub(crate) fn prepare(image: &OsStr, cache: &Cache, args: &RunArgs, name: &str) 
     let choice = Standard {
         args: command,
         terminal: args.process.tty,
-        hostname: name.into(),
+        hostname: run::hostname(name),
     };
     let mut bundle = Bundle::standard(&prepared.users, &choice)?;
     apply(&found.config, &mut bundle, args.process.user.is_none())?;
@@ -41,7 +41,7 @@ fn annotations(config: Config, name: &str) -> BTreeMap<String, String> {
     let mut annotations = config.labels;
     annotations.insert("org.opencontainers.image.ref.name".into(), name.into());
     if !config.stop_signal.is_empty() {
-        annotations.insert("org.opencontainers.image.stopSignal".into(), config.stop_signal);
+        annotations.insert(signals::STOP_SIGNAL.into(), config.stop_signal);
     }
     annotations
 }

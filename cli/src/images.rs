@@ -1,6 +1,5 @@
 //! `husk images` and `husk cache prune`: what is in the image cache.
 
-use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -8,8 +7,9 @@ use anyhow::{Context, Result};
 use husk_sandbox::artefacts;
 use husk_sandbox::image::{Cache, Cached, DEFAULT_LIMIT, What, sizes};
 
+use crate::answer;
 use crate::args::{ImagesArgs, PruneArgs};
-use crate::list::{aligned, rough, shortened};
+use crate::table::{aligned, rough, shortened, size};
 
 /// How much of a key or digest a person sees.
 const SHORT: usize = 12;
@@ -18,40 +18,33 @@ pub(crate) fn images(args: &ImagesArgs) -> Result<u8> {
     let contents = open(args.image_cache.as_deref())?
         .contents()
         .context("the image cache cannot be read")?;
-    let text = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&contents)?)
-    } else {
-        rows(&contents)
-    };
-    print(&text)
+    match args.json {
+        true => answer::json(&contents)?,
+        false => answer::text(&rows(&contents))?,
+    }
+    Ok(0)
 }
 
 pub(crate) fn prune(args: &PruneArgs) -> Result<u8> {
     let pruned = open(args.image_cache.as_deref())?
         .prune()
         .context("the image cache cannot be pruned")?;
-    let text = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&pruned)?)
-    } else {
-        let in_use = match pruned.kept {
-            0 => String::new(),
-            kept => format!(", {kept} in use"),
-        };
-        format!("{} removed, {} freed{in_use}\n", pruned.removed, size(pruned.bytes))
+    if args.json {
+        answer::json(&pruned)?;
+        return Ok(0);
+    }
+    let in_use = match pruned.kept {
+        0 => String::new(),
+        kept => format!(", {kept} in use"),
     };
-    print(&text)
+    let (removed, freed) = (pruned.removed, size(pruned.bytes));
+    answer::text(&format!("{removed} removed, {freed} freed{in_use}\n"))?;
+    Ok(0)
 }
 
 fn open(dir: Option<&Path>) -> Result<Cache> {
     let dir = dir.map_or_else(artefacts::default_image_cache, Path::to_owned);
     Ok(Cache::open(&dir, DEFAULT_LIMIT)?)
-}
-
-fn print(text: &str) -> Result<u8> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("stdout cannot be written to")?;
-    Ok(0)
 }
 
 /// A table of images and root directories; layers count with the images that have them.
@@ -81,38 +74,9 @@ fn rows(contents: &[Cached]) -> String {
     aligned(&rows)
 }
 
-/// Bytes as people say them.
-fn size(bytes: u64) -> String {
-    let units = ["B", "K", "M", "G", "T"];
-    let mut unit = 0;
-    let mut tenths = bytes.saturating_mul(10);
-    while tenths >= 10_240 && unit + 1 < units.len() {
-        tenths /= 1024;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{bytes}B"),
-        _ => format!("{}.{}{}", tenths / 10, tenths % 10, units[unit]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_short() {
-        for (bytes, text) in [
-            (0, "0B"),
-            (1023, "1023B"),
-            (1024, "1.0K"),
-            (1 << 20, "1.0M"),
-            (1_600_000_000, "1.4G"),
-            (u64::MAX, "1677721.5T"),
-        ] {
-            assert_eq!(size(bytes), text);
-        }
-    }
 
     #[test]
     fn an_image_counts_with_its_layers() {

@@ -5,8 +5,8 @@ use husk_sandbox::lifecycle::{Container, Status};
 use husk_sandbox::rundir::{RunRoot, State};
 use serde::Serialize;
 
+use crate::answer;
 use crate::args::{Global, InspectArgs};
-use crate::failure::print_out;
 
 /// A container's state with its status.
 #[derive(Serialize)]
@@ -34,6 +34,6 @@ pub(crate) fn inspect(global: &Global, args: &InspectArgs) -> Result<u8> {
         .collect();
     let found = found?;
     let all: Result<Vec<_>> = found.iter().map(Inspected::of).collect();
-    print_out(&format!("{}\n", serde_json::to_string_pretty(&all?)?))?;
+    answer::json(&all?)?;
     Ok(0)
 }

@@ -7,15 +7,13 @@ use husk_sandbox::lifecycle::{Container, Status};
 use husk_sandbox::rundir::{Found, RunRoot};
 use serde::Serialize;
 
+use crate::answer;
 use crate::args::{Global, ListArgs, TableFormat};
-use crate::failure::print_out;
 use crate::state::State;
+use crate::table::{aligned, rough, shortened};
 
 /// How long each guest may take to tell its container's status.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// A longer command is cut in the table.
-const MAX_COMMAND: usize = 40;
 
 /// A container in the list.
 #[derive(Serialize)]
@@ -34,17 +32,17 @@ struct Entry {
 
 pub(crate) fn list(global: &Global, args: &ListArgs) -> Result<u8> {
     let found = RunRoot::open(&global.root())?.list()?;
-    let text = if args.quiet {
-        found.iter().map(|one| format!("{}\n", one.state.name)).collect()
-    } else {
-        let patience = PATIENCE.min(global.patience());
-        let entries: Vec<_> = found.into_iter().map(|one| entry(one, patience)).collect();
-        match args.json || args.format == TableFormat::Json {
-            true => format!("{}\n", serde_json::to_string_pretty(&entries)?),
-            false => table(&entries),
-        }
-    };
-    print_out(&text)?;
+    if args.quiet {
+        let names: String = found.iter().map(|one| format!("{}\n", one.state.name)).collect();
+        answer::text(&names)?;
+        return Ok(0);
+    }
+    let patience = PATIENCE.min(global.patience());
+    let entries: Vec<_> = found.into_iter().map(|one| entry(one, patience)).collect();
+    match args.json || args.format == TableFormat::Json {
+        true => answer::json(&entries)?,
+        false => answer::text(&table(&entries))?,
+    }
     Ok(0)
 }
 
@@ -84,69 +82,4 @@ fn table(entries: &[Entry]) -> String {
         ]);
     }
     aligned(&rows)
-}
-
-/// Columns as wide as their widest cell.
-pub(crate) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..N).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<_> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// A text of a guest's without control characters, which might command the terminal.
-pub(crate) fn clean(text: &str) -> String {
-    let visible = |letter: char| if letter.is_control() { ' ' } else { letter };
-    text.chars().map(visible).collect()
-}
-
-/// A command in one line.
-pub(crate) fn shortened(command: &str) -> String {
-    let clean = clean(command);
-    if clean.chars().count() <= MAX_COMMAND {
-        clean
-    } else {
-        clean.chars().take(MAX_COMMAND - 3).chain("...".chars()).collect()
-    }
-}
-
-/// A duration as people say it.
-pub(crate) fn rough(age: Duration) -> String {
-    match age.as_secs() {
-        seconds @ 0..=119 => format!("{seconds}s"),
-        seconds @ 120..=7_199 => format!("{}m", seconds / 60),
-        seconds @ 7_200..=172_799 => format!("{}h", seconds / 3_600),
-        seconds => format!("{}d", seconds / 86_400),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_is_aligned() {
-        let row = |cells: [&str; 3]| cells.map(str::to_owned);
-        let text = aligned(&[row(["NAME", "PID", "X"]), row(["a-long-name-indeed", "1", "y"])]);
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[0].find("PID"), lines[1].find("1  "));
-        assert_eq!(lines[0].find('X'), lines[1].find('y'));
-    }
-
-    #[test]
-    fn commands_and_ages_are_short() {
-        assert_eq!(shortened("a\nb"), "a b");
-        assert_eq!(shortened(&"x".repeat(100)).len(), MAX_COMMAND);
-        let ages = [5, 600, 7_200, 200_000].map(|seconds| rough(Duration::from_secs(seconds)));
-        assert_eq!(ages, ["5s", "10m", "2h", "2d"]);
-    }
 }

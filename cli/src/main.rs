@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+mod answer;
 mod args;
 mod attach;
 mod console;
@@ -32,7 +33,6 @@ mod own;
 mod pause;
 mod ps;
 mod pty;
-mod relay;
 mod run;
 mod signals;
 mod spec;
@@ -40,6 +40,7 @@ mod start;
 mod state;
 mod stats;
 mod stop;
+mod table;
 mod terminal;
 mod timings;
 mod update;

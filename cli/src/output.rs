@@ -94,13 +94,18 @@ fn open(dir: &OwnedFd) -> io::Result<File> {
         .open(short_path(dir, OUTPUT))
 }
 
-impl Recorder {
-    /// Writes what a stream has said. A log that cannot be written does not stop the container.
-    pub(crate) fn write(&self, bytes: &[u8]) {
+/// A log that cannot be written does not stop the container.
+impl Write for Recorder {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = log.write(self.stream, bytes) {
             tracing::warn!(%error, "a part of the container's output is lost");
         }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

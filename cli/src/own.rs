@@ -9,10 +9,11 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 use husk_sandbox::agent::namespace::Kind;
 use husk_sandbox::bundle::Bundle;
-use husk_sandbox::guest::ProcessId;
+use husk_sandbox::guest::{ProcessId, Wanted};
 use husk_sandbox::host_cgroup;
 use husk_sandbox::image::{Cache, Image, ImageError};
 use husk_sandbox::keeper::Keeper;
+use husk_sandbox::relay::{Ends, Relay, Sink};
 use husk_sandbox::rundir::{Exit, OWNER_LOG, RunDir, RunRoot, short_path};
 use husk_sandbox::sandbox::{Options, Sandbox};
 use husk_sandbox::timeline::Timeline;
@@ -20,10 +21,12 @@ use husk_sandbox::timeline::Timeline;
 use crate::monitor::{self, Report, Stdio};
 use crate::output::Log;
 use crate::pty;
-use crate::relay::{Ends, Relay, Sink};
 
 /// The exit code of a container whose machine has ended under it: as if it had been killed.
 pub(crate) const KILLED: u8 = 137;
+
+/// What is said where streams cannot be passed on.
+pub(crate) const NO_RELAY: &str = "the streams cannot be passed on";
 
 /// What a monitor is to own.
 pub(crate) struct Charge {
@@ -109,7 +112,7 @@ fn live(charge: Charge, dir: RunDir, stdio: Stdio, report: &mut Report, stands: 
         }
         StreamChoice::Log => {
             drop(stdio);
-            let [stdout, stderr] = Log::begin(log)?.map(Sink::Log);
+            let [stdout, stderr] = Log::begin(log)?.map(|recorder| Some(Sink::Writer(Box::new(recorder))));
             let stdin = None;
             (Ends { stdin, stdout, stderr }, None)
         }
@@ -157,8 +160,9 @@ impl Owned {
         let root = bundle.root.clone();
         let (_, disk) = self.sandbox.prepare(move || disk.find(&root))?;
         let stdin = ends.stdin.is_some();
-        let streams = self.sandbox.create(&self.process.container, bundle, disk, stdin)?;
-        Relay::start(streams, terminal, ends)
+        let wanted = Wanted::outputs_and(stdin);
+        let streams = self.sandbox.create(&self.process.container, bundle, disk, wanted)?;
+        Relay::start(streams, terminal, ends).context(NO_RELAY)
     }
 
     /// Waits for the container's end and ends the sandbox.
@@ -207,8 +211,8 @@ pub(crate) fn caller_ends(stdio: Stdio) -> Result<Ends> {
     };
     Ok(Ends {
         stdin: Some(stdin),
-        stdout: Sink::Descriptor(stdio.stdout),
-        stderr: Sink::Descriptor(stdio.stderr),
+        stdout: Some(Sink::Descriptor(stdio.stdout)),
+        stderr: Some(Sink::Descriptor(stdio.stderr)),
     })
 }
 
@@ -217,7 +221,7 @@ pub(crate) fn terminal_ends(terminal: &OwnedFd) -> Result<Ends> {
     let copy = || terminal.try_clone().context("no descriptor is left");
     Ok(Ends {
         stdin: Some(copy()?),
-        stdout: Sink::Descriptor(copy()?),
-        stderr: Sink::Descriptor(copy()?),
+        stdout: Some(Sink::Descriptor(copy()?)),
+        stderr: Some(Sink::Descriptor(copy()?)),
     })
 }

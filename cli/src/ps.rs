@@ -4,19 +4,16 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use husk_sandbox::agent::ProcessInfo;
-use husk_sandbox::lifecycle::Container;
-use husk_sandbox::rundir::RunRoot;
 
+use crate::answer;
 use crate::args::{Global, PsArgs, TableFormat};
-use crate::failure::print_out;
-use crate::list::{aligned, clean};
+use crate::table::{aligned, clean};
 
 /// The character devices of pseudo terminals (Documentation/admin-guide/devices.txt).
 const PTS: u32 = 136;
 
 pub(crate) fn ps(global: &Global, args: &PsArgs) -> Result<u8> {
-    let root = RunRoot::open(&global.root())?;
-    let processes = Container::find(&root, &args.id, global.patience())?.processes()?;
+    let processes = global.container(&args.id)?.processes()?;
     let text = match args.format {
         TableFormat::Json => {
             let pids: Vec<_> = processes.iter().map(|process| process.pid).collect();
@@ -24,7 +21,7 @@ pub(crate) fn ps(global: &Global, args: &PsArgs) -> Result<u8> {
         }
         TableFormat::Table => table(&processes),
     };
-    print_out(&text)?;
+    answer::text(&text)?;
     Ok(0)
 }
 

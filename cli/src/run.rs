@@ -6,24 +6,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use husk_sandbox::artefacts;
-use husk_sandbox::bundle::{Bundle, Standard};
-use husk_sandbox::guest::ProcessId;
+use husk_sandbox::bundle::{Bundle, Machine, Standard};
+use husk_sandbox::guest::{ProcessId, Wanted};
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::keeper::Keeper;
+use husk_sandbox::relay::{Ends, Relay};
 use husk_sandbox::rundir::{self, RunRoot};
-use husk_sandbox::sandbox::{Options, Sandbox};
+use husk_sandbox::sandbox::{Options, Sandbox, Stands};
 use husk_sandbox::timeline::Timeline;
 
 use crate::args::{Global, RunArgs};
 use crate::attach::{self, Progress, Session, Target};
-use crate::failure::print_out;
 use crate::own::{self, Charge, Disk, StreamChoice};
-use crate::relay::{self, Ends, Relay};
 use crate::terminal::Raw;
 use crate::timings::{Exits, Format, Timings};
-use crate::{doctor, image, monitor, overrides};
+use crate::{answer, console, doctor, image, monitor, overrides};
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
 const MAX_HOSTNAME: usize = 64;
@@ -52,15 +51,18 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
         None => (bundle(args, &name)?, Disk::Directory(cache)),
     };
     timeline.reach("bundle read");
+    let machine = bundle.machine.at_least(Machine::default());
     let options = Options {
         kvm,
-        cpus: args.cpus.unwrap_or(bundle.machine.cpus),
-        memory_mib: args.memory.unwrap_or(bundle.machine.memory_mib),
+        cpus: args.cpus.unwrap_or(machine.cpus),
+        memory_mib: args.memory.unwrap_or(machine.memory_mib),
         disks: 1,
         console: args.console,
         kernel: args.kernel.clone(),
         patience: global.patience(),
         cgroup: None,
+        network: None,
+        stands: Stands::Owner,
         confinement: bundle.confinement.clone(),
     };
     if args.detach {
@@ -86,7 +88,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
     let session = Session::begin()?;
     let sandbox = Arc::new(Sandbox::spawn(dir, &options, Arc::clone(&timeline))?);
     let console = match args.console {
-        true => Some(relay::to_stderr(sandbox.link()?.console()?)?),
+        true => Some(console::to_stderr(sandbox.link()?.console()?)?),
         false => None,
     };
     let work = Work {
@@ -112,7 +114,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs, started: u64) -> Result<u8> {
 fn detach(charge: Charge) -> Result<u8> {
     let name = charge.name.clone();
     monitor::start(|stdio, report| own::own(charge, stdio, report))?;
-    print_out(&format!("{name}\n"))?;
+    answer::text(&format!("{name}\n"))?;
     Ok(0)
 }
 
@@ -131,17 +133,20 @@ fn join_within(thread: std::thread::JoinHandle<()>, limit: Duration) {
 
 fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
     let mut bundle = match (&args.source.bundle, &args.source.rootfs) {
-        (Some(dir), _) => Bundle::load(&absolute(dir)?)?,
+        (Some(dir), _) => {
+            let bundle = Bundle::load(&absolute(dir)?)?;
+            bundle.check_no_network()?;
+            bundle
+        }
         (None, Some(rootfs)) => {
             let choice = Standard {
                 args: vec!["sh".into()],
                 terminal: args.process.tty,
-                // A name may be longer than a host's.
-                hostname: name.chars().take(MAX_HOSTNAME).collect(),
+                hostname: hostname(name),
             };
             Bundle::standard(&absolute(rootfs)?, &choice)?
         }
-        (None, None) => anyhow::bail!("name a --bundle, a --rootfs or an --image to run"),
+        (None, None) => bail!("name a --bundle, a --rootfs or an --image to run"),
     };
     let process = bundle.request.process.mut_or_insert_default();
     if !args.command.is_empty() {
@@ -151,13 +156,18 @@ fn bundle(args: &RunArgs, name: &str) -> Result<Bundle> {
     Ok(bundle)
 }
 
+/// The host name of a sandbox for which none is chosen: its name, which may be longer than a host's.
+pub(crate) fn hostname(name: &str) -> String {
+    name.chars().take(MAX_HOSTNAME).collect()
+}
+
 /// What the command line changes, whatever is run.
 pub(crate) fn apply(args: &RunArgs, bundle: &mut Bundle) -> Result<()> {
     let request = &mut bundle.request;
     if let Some(hostname) = &args.hostname {
-        anyhow::ensure!(
+        ensure!(
             hostname.len() <= MAX_HOSTNAME,
-            "the host name {hostname:?} is longer than 64 bytes"
+            "the host name {hostname:?} is longer than {MAX_HOSTNAME} bytes"
         );
         request.hostname.clone_from(hostname);
         overrides::set_env(
@@ -202,7 +212,8 @@ impl Work {
             exits.push("agent ready", self.sandbox.link()?.status()?.exits);
         }
         let terminal = self.bundle.request.process.stdio.terminal;
-        let streams = self.sandbox.create(&self.name, self.bundle, disk, self.interactive)?;
+        let wanted = Wanted::outputs_and(self.interactive);
+        let streams = self.sandbox.create(&self.name, self.bundle, disk, wanted)?;
         let raw = match terminal && self.interactive && crate::terminal::on_stdin() {
             true => Some(Raw::new().context("the terminal cannot be made raw")?),
             false => None,
@@ -211,7 +222,7 @@ impl Work {
             container: self.name,
             exec: String::new(),
         };
-        let relay = Relay::start(streams, terminal, Ends::standard(self.interactive)?)?;
+        let relay = Relay::start(streams, terminal, Ends::standard(self.interactive)?).context(own::NO_RELAY)?;
         let started_ns = self.sandbox.start(&process)?;
         if self.timings.is_some() {
             exits.push("process started", self.sandbox.link()?.status()?.exits);

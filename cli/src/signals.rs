@@ -1,4 +1,4 @@
-//! Signals by name, and those that are passed on.
+//! Signals by name, those that are passed on, and the one that asks a container to end.
 
 use std::str::FromStr;
 
@@ -14,6 +14,10 @@ pub(crate) const FORWARDED: [i32; 7] = [
     libc::SIGUSR2,
     libc::SIGALRM,
 ];
+
+/// The annotation with the signal that asks a container to end (OCI image specification, "Conversion to OCI Runtime
+/// Configuration").
+pub(crate) const STOP_SIGNAL: &str = "org.opencontainers.image.stopSignal";
 
 /// The largest signal number (`SIGRTMAX`).
 const LAST: i32 = 64;

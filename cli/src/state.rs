@@ -7,11 +7,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use husk_sandbox::bundle::SPEC_VERSION;
 use husk_sandbox::lifecycle::{Container, Status};
-use husk_sandbox::rundir::RunRoot;
 use serde::Serialize;
 
+use crate::answer;
 use crate::args::{Global, IdArgs};
-use crate::failure::print_out;
 
 /// A container's state (OCI runtime specification, "State"; the last four fields are runc's).
 #[derive(Debug, Serialize)]
@@ -52,9 +51,7 @@ impl State {
 }
 
 pub(crate) fn state(global: &Global, args: &IdArgs) -> Result<u8> {
-    let root = RunRoot::open(&global.root())?;
-    let container = Container::find(&root, &args.id, global.patience())?;
-    let state = State::of(&container, container.status()?);
-    print_out(&format!("{}\n", serde_json::to_string_pretty(&state)?))?;
+    let container = global.container(&args.id)?;
+    answer::json(&State::of(&container, container.status()?))?;
     Ok(0)
 }

@@ -10,9 +10,8 @@ use husk_sandbox::lifecycle::{Container, LifecycleError, Status};
 use husk_sandbox::rundir::RunRoot;
 
 use crate::args::{Global, StatsArgs};
-use crate::events;
-use crate::failure::print_out;
-use crate::list::aligned;
+use crate::table::{aligned, size};
+use crate::{answer, events};
 
 /// Clears a terminal and begins at its top (ECMA-48: ED, CUP).
 const CLEAR: &str = "\u{1b}[2J\u{1b}[H";
@@ -22,7 +21,7 @@ pub(crate) fn stats(global: &Global, args: &StatsArgs) -> Result<u8> {
     let mut before = read(global, &root, &args.names)?;
     if args.json {
         let all: BTreeMap<_, _> = before.iter().map(|(name, stats)| (name, events::data(stats))).collect();
-        print_out(&format!("{}\n", serde_json::to_string_pretty(&all)?))?;
+        answer::json(&all)?;
         return Ok(0);
     }
     loop {
@@ -34,7 +33,7 @@ pub(crate) fn stats(global: &Global, args: &StatsArgs) -> Result<u8> {
         } else {
             ""
         };
-        print_out(&format!("{clear}{}", table(&before, &now)))?;
+        answer::text(&format!("{clear}{}", table(&before, &now)))?;
         if !args.follow || now.is_empty() {
             return Ok(0);
         }
@@ -54,9 +53,10 @@ fn read(global: &Global, root: &RunRoot, names: &[String]) -> Result<BTreeMap<St
     }
     for found in root.list()? {
         let container = Container::new(found, global.patience());
-        let running = matches!(container.status()?, Status::Created | Status::Running | Status::Paused);
+        if matches!(container.status()?, Status::Creating | Status::Stopped) {
+            continue;
+        }
         match container.stats() {
-            _ if !running => {}
             Ok(stats) => drop(all.insert(container.name().to_owned(), stats)),
             Err(LifecycleError::RunDir(_)) => {}
             // It has ended since it was found.
@@ -98,24 +98,12 @@ fn share(before: &StatsResponse, now: &StatsResponse) -> String {
     }
 }
 
-/// A size in the greatest unit of which it has one.
-fn size(bytes: u64) -> String {
-    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
-    for (shift, unit) in units {
-        if bytes >> shift > 0 {
-            let tenths = (u128::from(bytes) * 10) >> shift;
-            return format!("{}.{}{unit}", tenths / 10, tenths % 10);
-        }
-    }
-    format!("{bytes}B")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn shares_and_sizes_are_short() {
+    fn shares_are_short() {
         let reading = |cpu_usage_us: u64, read_at_ns: u64| StatsResponse {
             cpu_usage_us,
             read_at_ns,
@@ -123,7 +111,5 @@ mod tests {
         };
         assert_eq!(share(&reading(0, 0), &reading(1_500_000, 1_000_000_000)), "150.0");
         assert_eq!(share(&reading(0, 5), &reading(1, 5)), "-");
-        let sizes = [0, 1023, 1 << 10, 1536 << 10, u64::MAX].map(size);
-        assert_eq!(sizes, ["0B", "1023B", "1.0K", "1.5M", "16777215.9T"]);
     }
 }

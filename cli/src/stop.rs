@@ -7,11 +7,8 @@ use husk_sandbox::lifecycle::{Container, LifecycleError, Status};
 use husk_sandbox::rundir::RunRoot;
 
 use crate::args::{Global, StopArgs};
-use crate::failure::{self, print_out};
-use crate::signals;
-
-/// The annotation with an image's own signal (OCI image specification, "Conversion to OCI Runtime Configuration").
-const STOP_SIGNAL: &str = "org.opencontainers.image.stopSignal";
+use crate::signals::{self, STOP_SIGNAL};
+use crate::{answer, failure};
 
 /// Asks all of them first, so that they end at the same time; stops as many as it can and complains about the others.
 pub(crate) fn stop(global: &Global, args: &StopArgs) -> Result<u8> {
@@ -23,7 +20,7 @@ pub(crate) fn stop(global: &Global, args: &StopArgs) -> Result<u8> {
         let limit = u64::try_from(args.time).ok().map(Duration::from_secs);
         let left = limit.map(|limit| limit.saturating_sub(begin.elapsed()));
         match asked.and_then(|container| end(global, &root, &container, left)) {
-            Ok(()) => print_out(&format!("{name}\n"))?,
+            Ok(()) => answer::text(&format!("{name}\n"))?,
             Err(error) => {
                 failure::print(&error);
                 code = failure::exit_code(&error);

@@ -6,8 +6,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use husk_sandbox::bundle::resources::Update;
-use husk_sandbox::lifecycle::Container;
-use husk_sandbox::rundir::RunRoot;
 use serde_json::{Value, json};
 
 use crate::args::{Global, Limits, UpdateArgs};
@@ -16,8 +14,7 @@ use crate::args::{Global, Limits, UpdateArgs};
 const MAX_TEXT: u64 = 1 << 20;
 
 pub(crate) fn update(global: &Global, args: &UpdateArgs) -> Result<u8> {
-    let root = RunRoot::open(&global.root())?;
-    let container = Container::find(&root, &args.id, global.patience())?;
+    let container = global.container(&args.id)?;
     let text = match &args.resources {
         Some(path) => read(path)?,
         None => object(&args.limits)?.to_string().into_bytes(),

@@ -5,13 +5,13 @@ use husk_sandbox::lifecycle::{Container, LifecycleError};
 use husk_sandbox::rundir::{RunDirError, RunRoot};
 
 use crate::args::{Global, WaitArgs};
-use crate::failure::print_out;
+use crate::{answer, attach};
 
 pub(crate) fn wait(global: &Global, args: &WaitArgs) -> Result<u8> {
     let root = RunRoot::open(&global.root())?;
     for name in &args.names {
         let status = exit_code(global, &root, name)?;
-        print_out(&format!("{status}\n"))?;
+        answer::text(&format!("{status}\n"))?;
     }
     Ok(0)
 }
@@ -25,7 +25,7 @@ fn exit_code(global: &Global, root: &RunRoot, name: &str) -> Result<u8> {
     };
     container.wait(root, None)?;
     if let Some(exit) = answer {
-        return Ok(u8::try_from(exit.status).unwrap_or(u8::MAX));
+        return Ok(attach::status(exit.status));
     }
     let exit = match Container::find(root, name, global.patience()) {
         Ok(container) => container.found().state.exit,

@@ -22,7 +22,7 @@ use crate::bundle::resources::Update;
 use crate::machine::{Link, LinkError};
 pub use crate::rpc::Breach;
 use crate::rpc::{Rpc, RpcError, readable};
-pub use streams::Streams;
+pub use streams::{Streams, Wanted};
 
 /// The agent's service (`protocol/proto/agent.proto`).
 const SERVICE: &str = "husk.agent.v1.Agent";

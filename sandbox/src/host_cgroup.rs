@@ -4,7 +4,7 @@
 //! The sandbox's owner is in it and the machine, as its child. The container's limits hold inside the guest; none is set
 //! here. The path's cgroups above the last one belong to whoever chose it and stay.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,18 @@ pub fn directory(path: &str) -> Option<PathBuf> {
 /// # Errors
 /// It cannot be made or entered.
 pub fn enter(directory: &Path) -> Result<(), HostCgroupError> {
+    make(directory)?;
+    fs::write(directory.join("cgroup.procs"), "0").map_err(|source| HostCgroupError::Enter {
+        path: directory.into(),
+        source,
+    })
+}
+
+/// Makes a cgroup, and those above it that are missing.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make(directory: &Path) -> Result<(), HostCgroupError> {
     let mut way = PathBuf::from(HIERARCHY);
     let below = directory.strip_prefix(HIERARCHY).unwrap_or(directory);
     for name in below {
@@ -78,7 +90,16 @@ pub fn enter(directory: &Path) -> Result<(), HostCgroupError> {
             _ => {}
         }
     }
-    fs::write(way.join("cgroup.procs"), "0").map_err(|source| HostCgroupError::Enter { path: way, source })
+    Ok(())
+}
+
+/// The file of a cgroup into which a process writes `0` to enter it.
+pub(crate) fn open(directory: &Path) -> Result<File, HostCgroupError> {
+    let opened = OpenOptions::new().write(true).open(directory.join("cgroup.procs"));
+    opened.map_err(|source| HostCgroupError::Enter {
+        path: directory.into(),
+        source,
+    })
 }
 
 /// Removes a cgroup when the last process has left it, for which it waits for a limited time. That there is none is no

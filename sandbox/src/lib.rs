@@ -8,7 +8,8 @@
 //! 3. [`machine`]: `husk-vmm` is started with everything as open descriptors and boots a [`kernel`] while
 //! 4. [`image`] makes or finds the root file system's image, which is then put into one of the machine's disk slots;
 //!    [`confinement`] under which the program runs comes from the bundle;
-//! 5. [`guest`]: the agent is told to create containers and processes, and says when they end;
+//! 5. [`guest`]: the agent is told to create containers and processes, and says when they end ([`rpc`] carries the
+//!    calls, [`relay`] copies the processes' streams);
 //! 6. [`lifecycle`]: what another process than the owner may do with a container, and when;
 //!    [`hooks`] run at the points of that life where the bundle wants them, and what it costs the host is in
 //!    [`host_cgroup`];
@@ -30,7 +31,8 @@ pub mod keeper;
 pub mod kernel;
 pub mod lifecycle;
 pub mod machine;
-mod rpc;
+pub mod relay;
+pub mod rpc;
 pub mod rundir;
 pub mod sandbox;
 pub mod size;

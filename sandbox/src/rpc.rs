@@ -26,7 +26,7 @@ const MAX_WORDS: usize = 2048;
 /// Why a call was not answered with what was asked for.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
-pub(crate) enum RpcError {
+pub enum RpcError {
     #[error("{message}")]
     Status { code: Code, message: String },
     #[error("no answer has come in time")]
@@ -55,7 +55,7 @@ pub enum Breach {
 
 /// A connection to a ttrpc service.
 #[derive(Debug)]
-pub(crate) struct Rpc {
+pub struct Rpc {
     service: &'static str,
     stream: UnixStream,
     /// Held while a call is written, so that calls do not mix; the next call's stream.
@@ -91,7 +91,10 @@ enum Ended {
 
 impl Rpc {
     /// Speaks to a service; a peer that takes no bytes for `patience` is given up.
-    pub(crate) fn new(service: &'static str, stream: UnixStream, patience: Duration) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// A thread cannot be started, or no descriptor is left.
+    pub fn new(service: &'static str, stream: UnixStream, patience: Duration) -> io::Result<Self> {
         stream.set_write_timeout(Some(patience))?;
         let waiting = Arc::new(Mutex::new(Waiting::default()));
         let (reader, calls) = (stream.try_clone()?, Arc::clone(&waiting));
@@ -118,7 +121,10 @@ impl Rpc {
     }
 
     /// Calls a method and waits for the answer, for ever if there is no limit.
-    pub(crate) fn call<R: Message>(
+    ///
+    /// # Errors
+    /// What the peer answers instead, that it does not, or that it does not keep to the protocol.
+    pub fn call<R: Message>(
         &self,
         method: &str,
         message: &impl Message,

@@ -5,13 +5,14 @@ mod containers;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use containers::Attended;
 use husk_protocol::agent::Ready;
+use husk_vmm_config::Request;
 pub use husk_vmm_config::{MAX_DISKS, MAX_VCPUS, MIN_MEMORY_MIB};
 use thiserror::Error;
 
@@ -21,6 +22,7 @@ use crate::bundle::users::UserError;
 use crate::confinement::Confinement;
 use crate::guest::{Guest, GuestError};
 use crate::hooks::HookError;
+use crate::host_cgroup::{self, HostCgroupError};
 use crate::image::{Image, ImageError};
 use crate::kernel::{self, KernelError};
 use crate::machine::{Link, LinkError, Machine, MachineError, Parts};
@@ -44,10 +46,24 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// How long the guest may take to boot, and to answer a call.
     pub patience: Duration,
-    /// The cgroup on the host that the sandbox is in, if it has one of its own.
+    /// The cgroup on the host that the machine is in, if it has one of its own.
     pub cgroup: Option<PathBuf>,
+    /// The network namespace on the host that the machine is in; without one it is in an empty one of its own.
+    pub network: Option<PathBuf>,
+    /// Who stands for the containers on the host.
+    pub stands: Stands,
     /// The host's policies that confine the machine, and so all of its containers.
     pub confinement: Confinement,
+}
+
+/// The process that others take for that of a sandbox's containers: it is in their network namespace as far as the host
+/// is concerned, and `/proc/PID/ns/TYPE` of it means theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stands {
+    /// The sandbox's owner.
+    Owner,
+    /// The machine monitor, which lives as long as the machine does.
+    Machine,
 }
 
 /// A sandbox in the hands of its owner. Dropping it ends the machine and removes the run directory.
@@ -61,6 +77,8 @@ pub struct Sandbox {
     kernel: Option<PathBuf>,
     timeline: Arc<Timeline>,
     patience: Duration,
+    network: Option<PathBuf>,
+    stands: Stands,
     confinement: Confinement,
     /// Of the containers that are not gone.
     attended: Mutex<Vec<Attended>>,
@@ -121,6 +139,8 @@ pub enum SandboxError {
     User(#[from] UserError),
     #[error(transparent)]
     Hook(#[from] HookError),
+    #[error(transparent)]
+    HostCgroup(#[from] HostCgroupError),
 }
 
 /// What [`Sandbox::prepare`] waits for.
@@ -152,6 +172,8 @@ impl Sandbox {
             disks: disks.iter().cloned().collect(),
             console: options.console,
             confinement: options.confinement.clone(),
+            cgroup: options.cgroup.as_deref().map(host_cgroup::open).transpose()?,
+            network: options.network.as_deref().map(open_network).transpose()?,
         };
         let machine = Machine::spawn(&dir, parts)?;
         timeline.reach("husk-vmm started");
@@ -179,6 +201,8 @@ impl Sandbox {
             kernel: options.kernel.clone(),
             timeline,
             patience: options.patience,
+            network: options.network.clone(),
+            stands: options.stands,
             confinement: options.confinement.clone(),
             attended: Mutex::new(Vec::new()),
         })
@@ -214,6 +238,26 @@ impl Sandbox {
             }
         }
         ready.zip(disk).ok_or(SandboxError::Unprepared)
+    }
+
+    /// The process that stands for the containers on the host.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        match self.stands {
+            Stands::Owner => std::process::id(),
+            Stands::Machine => self.machine.pid(),
+        }
+    }
+
+    /// The host's policies that confine the machine, and so all of its containers.
+    #[must_use]
+    pub fn confinement(&self) -> &Confinement {
+        &self.confinement
+    }
+
+    /// Ends the machine without waiting for it; its containers stay to be asked about.
+    pub fn hang_up(&self) {
+        self.machine.hang_up();
     }
 
     /// When what was reached.
@@ -266,6 +310,15 @@ impl Sandbox {
         attached.map_err(|error| self.explain(error.into()))?;
         self.timeline.reach("disk attached");
         Ok(disk)
+    }
+
+    /// Empties a disk slot for the next root file system.
+    fn free_disk(&self, disk: String) -> Result<(), SandboxError> {
+        let request = Request::Detach { disk: disk.clone() };
+        let detached = self.link()?.request(&request, &[]);
+        detached.map_err(|error| self.explain(error.into()))?;
+        lock(&self.free_disks).push_back(disk);
+        Ok(())
     }
 
     /// The agent, once the guest is ready.
@@ -351,6 +404,14 @@ impl Drop for Sandbox {
             tracing::warn!(%error, "the sandbox is not removed");
         }
     }
+}
+
+fn open_network(path: &Path) -> Result<File, SandboxError> {
+    File::open(path).map_err(|source| SandboxError::Open {
+        what: "the network namespace",
+        path: path.into(),
+        source,
+    })
 }
 
 fn check(options: &Options) -> Result<(), SandboxError> {

@@ -4,7 +4,7 @@ use husk_vmm_config::MIN_MEMORY_MIB;
 use thiserror::Error;
 
 /// The most memory that can be asked for, in MiB: 1 TiB.
-const MAX_MEMORY_MIB: u32 = 1 << 20;
+pub(crate) const MAX_MEMORY_MIB: u32 = 1 << 20;
 
 /// Why a text is no size of a guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

@@ -100,18 +100,22 @@ start64:
     iretq
 
 // The way back from ring 3 (machine.rs): ud2, which every KVM delivers, with a number in rax: SERVICE alone halts
-// alone halts for good, with 1 more it switches the machine off, with 2 it says that it has panicked.
+// for good, with 1 more it switches the machine off, with 2 it says that it has panicked, with 3 it accesses a port
+// and goes back.
 .globl service_gate
 service_gate:
-    movabsq $0x565253004b535548, %rcx
-    cmpq %rcx, %rax
+    movabsq $0x565253004b535548, %r11
+    cmpq %r11, %rax
     je halt
-    incq %rcx
-    cmpq %rcx, %rax
+    incq %r11
+    cmpq %r11, %rax
     je off
-    incq %rcx
-    cmpq %rcx, %rax
+    incq %r11
+    cmpq %r11, %rax
     je panicked
+    incq %r11
+    cmpq %r11, %rax
+    je port
     pushq $6
     jmp exception
 off:
@@ -129,6 +133,48 @@ halt:
     cli
 1:  hlt
     jmp 1b
+
+// dx is the port, r8 says which of these accesses: 32 bytes each, so that their addresses can be computed. r9 goes out,
+// and what came in comes back in it; rcx, rsi and rdi are those of the instructions that repeat.
+port:
+    addq $2, (%rsp)             // behind the ud2
+    shlq $5, %r8
+    addq $port_accesses, %r8
+    movl %r9d, %eax
+    jmp *%r8
+.balign 32
+port_accesses:
+    outb %al, %dx
+    jmp 1f
+.balign 32
+1:  outw %ax, %dx
+    outl %eax, %dx
+    xorl %eax, %eax
+    inb %dx, %al
+    movl %eax, %r9d
+    inw %dx, %ax
+    xorl %eax, %r9d
+    inl %dx, %eax
+    xorl %eax, %r9d
+    iretq
+.balign 32
+    rep outsb
+    iretq
+.balign 32
+    rep outsw
+    iretq
+.balign 32
+    rep outsl
+    iretq
+.balign 32
+    rep insb
+    iretq
+.balign 32
+    rep insw
+    iretq
+.balign 32
+    rep insl
+    iretq
 
 // Exceptions: 16 bytes a stub, so that their addresses can be computed.
 .balign 16

@@ -22,6 +22,8 @@
 //! | `attack-kicks` | `device=0 seed=1 count=10000` | notifications for nothing, as fast as possible |
 //! | `attack-packets` | `seed=1 count=1000` | vsock packets of every kind in every state |
 //! | `attack-flood` | `port=1024 seed=1 count=5000` | half-open vsock connections |
+//! | `attack-ports` | `seed=1 rounds=1` | accesses every port at every width, but for what ends the machine |
+//! | `attack-controllers` | `seed=1 count=1000 spare=1` | accesses the interrupt controllers; without `spare` resets too |
 //! | `attack-race` | `device=0 seed=1 count=1000` | a second processor changes the rings while the device reads them |
 //!
 //! `disk` counts the machine's disks; `device` counts all virtio devices in the order of their addresses.

@@ -125,8 +125,10 @@ fn an_image_runs_whatever_holds_it_and_is_converted_once() {
         before = after;
     }
     let tagged = format!("{}:1.0", host.scratch().join("layout").display());
+    // The longest name, which is no host's.
     host.husk()
         .image(tagged)
+        .name(&"n".repeat(128))
         .run(["echo", "other"])
         .exits(0)
         .prints("other\n");

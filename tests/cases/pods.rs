@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use husk_sandbox::bundle;
 use husk_sandbox::confinement::Confinement;
-use husk_sandbox::guest::ProcessId;
+use husk_sandbox::guest::{ProcessId, Wanted};
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT};
 use husk_sandbox::rundir::RunRoot;
-use husk_sandbox::sandbox::{Options, Sandbox};
+use husk_sandbox::sandbox::{Options, Sandbox, Stands};
 use husk_sandbox::timeline::Timeline;
 use husk_tests::{Bundle, Host, busybox, prepared};
 use serde_json::{Value, json};
@@ -44,6 +44,8 @@ impl<'h> Pod<'h> {
             kernel: None,
             patience: Duration::from_secs(240),
             cgroup: None,
+            network: None,
+            stands: Stands::Owner,
             confinement: Confinement::default(),
         };
         let directory = RunRoot::open(&host.run_directory()).unwrap().create("pod").unwrap();
@@ -61,7 +63,7 @@ impl<'h> Pod<'h> {
         let cache = Cache::open(self.host.image_cache(), DEFAULT_LIMIT).unwrap();
         let root = bundle.root.clone();
         let disk = self.sandbox.add_disk(|| cache.image(&root)).unwrap();
-        let streams = self.sandbox.create(name, bundle, disk, false);
+        let streams = self.sandbox.create(name, bundle, disk, Wanted::outputs_and(false));
         let streams = streams.map_err(|error| error.to_string())?;
         let process = ProcessId {
             container: name.into(),
@@ -132,4 +134,24 @@ fn a_namespace_of_anybody_else_is_refused_by_name() {
         let run = host.husk().bundle(&net(path)).run_bundle();
         run.fails(125, &["linux.namespaces[4].path", path]);
     }
+}
+
+#[test]
+fn a_deleted_container_leaves_its_place_to_others() {
+    let host = Host::new();
+    let pod = Pod::start(&host);
+    // More than there are disk slots.
+    for round in 0..8 {
+        let name = format!("round-{round}");
+        let bundle = Bundle::of_script(&host, busybox(), "echo $0 is there; ls /bin/busybox; echo end");
+        assert_eq!(pod.run(&name, &bundle).unwrap(), ["sh is there", "/bin/busybox"]);
+        let process = ProcessId {
+            container: name.clone(),
+            exec: String::new(),
+        };
+        assert_eq!(pod.sandbox.wait(&process).unwrap().status, 0);
+        pod.sandbox.delete(&name).unwrap();
+        assert!(pod.sandbox.container(&name).is_none());
+    }
+    pod.sandbox.remove().unwrap();
 }

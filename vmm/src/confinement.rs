@@ -46,16 +46,16 @@ pub enum ConfinementError {
 }
 
 /// Confines the whole process, which has one thread, to the descriptors `kept` and the standard streams; it will have
-/// `most_descriptors` open at most. Tells how far the parts go that not every host has.
+/// `most_descriptors` open at most. With `keep_network` its network namespace stays the one that it was given. Tells how far the parts go that not every host has.
 ///
 /// # Errors
 /// A part that every host has is refused.
-pub fn enter(kept: &[RawFd], most_descriptors: u64) -> Result<Vec<Measure>, ConfinementError> {
+pub fn enter(kept: &[RawFd], most_descriptors: u64, keep_network: bool) -> Result<Vec<Measure>, ConfinementError> {
     descriptors::close_all_but(kept).map_err(ConfinementError::Descriptors)?;
     limits::descriptors(most_descriptors)?;
     descriptors::reserve();
     runtime::settle();
-    let mut measures = Vec::from(namespaces::enter());
+    let mut measures = Vec::from(namespaces::enter(keep_network));
     measures.push(privileges::drop_capabilities().map_err(ConfinementError::Capabilities)?);
     nix::sys::prctl::set_no_new_privs().map_err(|errno| ConfinementError::NoNewPrivileges(errno.into()))?;
     measures.push(landlock::enter());
@@ -69,7 +69,7 @@ pub fn enter(kept: &[RawFd], most_descriptors: u64) -> Result<Vec<Measure>, Conf
 /// # Errors
 /// As [`enter`] and [`filters::enter`].
 pub fn measure() -> Result<Vec<Measure>, ConfinementError> {
-    let mut measures = enter(&[], limits::FEW_DESCRIPTORS)?;
+    let mut measures = enter(&[], limits::FEW_DESCRIPTORS, false)?;
     filters::enter(filters::Kind::Main)?;
     measures.push(Measure {
         part: Part::Filters,

@@ -133,7 +133,7 @@ fn live(config: &Config, timeline: &Arc<Timeline>) -> (Report, Option<Machine>) 
 /// Gives up what the process does not need for its descriptors.
 fn confine(config: &Config) -> Result<(), ConfinementError> {
     let kept: Vec<_> = config.descriptors().map(|Descriptor(fd)| fd).collect();
-    let measures = confinement::enter(&kept, limits::most_descriptors(config))?;
+    let measures = confinement::enter(&kept, limits::most_descriptors(config), config.keep_network)?;
     confinement::log(&measures);
     Ok(())
 }

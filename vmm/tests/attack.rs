@@ -1,4 +1,4 @@
-//! The bare-metal guest attacks the real `husk-vmm` through its devices.
+//! The bare-metal guest attacks the real `husk-vmm` through its devices, its ports and the interrupt controllers.
 //!
 //! After each attack the machine still runs or has ended with a report, a reset mends the device that was attacked, the
 //! owner is still answered, memory and descriptors have stayed within bounds, and a second machine beside it has done its
@@ -28,8 +28,10 @@ use husk_vmm_config::{End, Request, Response, State};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown, recvmsg, shutdown};
 
 /// An attack may take this long, times the rounds; an owner's request, once.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 const ANSWER: Duration = Duration::from_secs(30);
+/// A guest whose pulse has not changed for so long stands still.
+const STILL: Duration = Duration::from_secs(5);
 /// What a machine monitor may need besides the guest's memory: in KiB, and in descriptors beside those at the start.
 const PRIVATE: u64 = 16 << 10;
 const DESCRIPTORS: usize = 64;
@@ -161,6 +163,8 @@ struct Assault<'a> {
     memory_mib: u32,
     /// Whether it opens as many connections as it can.
     floods: bool,
+    /// Whether the machine has a serial console.
+    console: bool,
 }
 
 impl<'a> Assault<'a> {
@@ -170,6 +174,7 @@ impl<'a> Assault<'a> {
             vcpus: 1,
             memory_mib: 32,
             floods: false,
+            console: false,
         }
     }
 
@@ -185,6 +190,7 @@ impl<'a> Assault<'a> {
         );
         setup.vcpus.count = self.vcpus;
         setup.memory_mib = self.memory_mib;
+        setup.console = self.console;
         let log = file(b"");
         setup.log = Some(log.try_clone().unwrap());
         let mended = "+blk-read disk=0 count=256 +rng count=10";
@@ -376,6 +382,77 @@ fn half_open_connections_without_end() {
             outcomes
                 .iter()
                 .all(|outcome| outcome.operations == 6000 && outcome.completed > 1024)
+        );
+    }
+}
+
+#[test]
+fn every_port_at_every_width() {
+    if kvm_is_there() {
+        let rounds = from_environment("HUSK_ATTACK_ROUNDS");
+        let seed = from_environment("HUSK_ATTACK_SEED");
+        let orders = format!("+attack-ports seed={seed} rounds={rounds}");
+        let outcomes = Assault {
+            console: true,
+            ..Assault::new(&orders)
+        }
+        .run();
+        assert_eq!(outcomes[0].operations, rounds * 65_536);
+    }
+}
+
+#[test]
+fn interrupt_controllers_but_for_what_a_processor_must_take() {
+    if kvm_is_there() {
+        let count = 20_000 * from_environment("HUSK_ATTACK_ROUNDS");
+        let seed = from_environment("HUSK_ATTACK_SEED");
+        let orders = format!("+attack-controllers seed={seed} count={count}");
+        let outcomes = Assault::new(&orders).run();
+        assert_eq!(outcomes[0].operations, count);
+    }
+}
+
+/// A guest that resets its processors, or lets them have what they must take, ends itself or stands still. Its owner sees
+/// either.
+#[test]
+fn interrupt_controllers_without_mercy() {
+    if !kvm_is_there() {
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = from_environment("HUSK_ATTACK_SEED");
+    for seed in first..first + 4 * from_environment("HUSK_ATTACK_ROUNDS") {
+        let mut setup = Setup::with_kernel(kernel()).disk("data", true, Some(file(&content())));
+        setup.vcpus.count = 2;
+        let guest = Guest::start(
+            setup,
+            &format!("+attack-controllers seed={seed} count=20000 spare=0 +idle"),
+        );
+        let start = Holdings::of(guest.machine.pid());
+        guest.go();
+        let (mut most, mut last) = (start, (Instant::now(), guest.page().pulse));
+        while !guest.machine.has_ended() && last.0.elapsed() < STILL && guest.page().state != state::DONE {
+            most.grow(Holdings::of(guest.machine.pid()));
+            let pulse = guest.page().pulse;
+            if pulse != last.1 {
+                last = (Instant::now(), pulse);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        if !guest.machine.has_ended() {
+            answers(&guest.machine);
+            assert_eq!(guest.machine.request(&Request::Stop), Response::Done);
+        }
+        let (page, report, _) = guest.end();
+        eprintln!("seed {seed}: {:?}, {}, at most {most:?}", report.end, describe(&page));
+        let is_the_guests = matches!(
+            report.end,
+            End::Stopped | End::Panic | End::TripleFault | End::Reboot | End::Shutdown | End::Vcpu { .. }
+        );
+        assert!(is_the_guests, "{:?}", report.end);
+        assert!(
+            most.private <= PRIVATE && most.descriptors <= start.descriptors + DESCRIPTORS,
+            "{most:?}"
         );
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::workspace::{self, BARE_TARGET};
+use crate::workspace::{self, BARE_TARGET, TARGET};
 use crate::{build, host, place, process, setup, step, trees};
 
 /// For each boot of the emulated host. A full run takes about half of it on a quiet machine.
@@ -45,10 +45,11 @@ pub(crate) fn run(options: &Options) -> Result<i32> {
         BARE_TARGET,
     ]);
     process::run(&mut guest)?;
-    process::run(workspace::cargo().args(["build", "--quiet", "--package=husk-bench"]))?;
+    // Static, for it runs in containers too.
+    process::run(workspace::cargo().args(["build", "--quiet", "--package=husk-bench", "--target", TARGET]))?;
     let target = workspace::target_directory()?;
     let out = options.out.clone().unwrap_or_else(|| target.join("bench"));
-    let bench = target.join("debug/husk-bench");
+    let bench = target.join(TARGET).join("debug/husk-bench");
     let parts = target.join("bench-parts");
     std::fs::create_dir_all(&parts).with_context(|| format!("creating {}", parts.display()))?;
     let command = |mode: &str, file: &Path| -> Result<Vec<OsString>> {

@@ -1,4 +1,4 @@
-//! Building what is installed: husk, husk-vmm, and the guest that they boot.
+//! Building what is installed: husk, husk-vmm, the shim, and the guest that they boot.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,11 +15,12 @@ pub(crate) fn run() -> Result<PathBuf> {
     let output = workspace::target_directory()?.join(TARGET);
     let programs = output.join("release");
 
-    step("building husk and husk-vmm");
+    step("building husk, husk-vmm and containerd-shim-husk-v2");
     cargo(&[
         "build",
         "--package=husk",
         "--package=husk-vmm",
+        "--package=husk-shim",
         "--release",
         "--target",
         TARGET,

@@ -89,11 +89,7 @@ impl Cgroup {
         if !ancestors.is_empty() {
             ancestors.reverse();
             let controllers = fs::read_to_string(self.root.join("cgroup.subtree_control")).unwrap_or_default();
-            let wanted: Vec<_> = controllers
-                .split_ascii_whitespace()
-                .map(|name| format!("+{name}"))
-                .collect();
-            let wanted = wanted.join(" ");
+            let wanted = all_of(&controllers);
             for path in ancestors {
                 match fs::create_dir(path) {
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -252,6 +248,15 @@ impl Cgroup {
         }
         text
     }
+}
+
+/// What cgroup.subtree_control takes to have all these controllers, which are named with blanks between them.
+pub(crate) fn all_of(controllers: &str) -> String {
+    let words: Vec<_> = controllers
+        .split_ascii_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect();
+    words.join(" ")
 }
 
 /// Reads an events file from its beginning.

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use super::ChildError;
+use crate::sys::errno;
 
 /// No more of a passwd file is read.
 const MAX_PASSWD: u64 = 4 << 20;
@@ -73,7 +74,7 @@ fn check(path: &str) -> Result<(), CommandError> {
         ErrorKind::NotFound | ErrorKind::NotADirectory => CommandError::NotFound(path.to_owned()),
         _ => CommandError::NotExecutable {
             path: path.to_owned(),
-            source: super::errno(error),
+            source: errno(error),
         },
     };
     if fs::metadata(path).map_err(|error| unusable(&error))?.is_dir() {

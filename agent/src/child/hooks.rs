@@ -13,8 +13,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Pid, getpid};
 
-use super::{ChildError, errno};
-use crate::sys;
+use super::ChildError;
+use crate::sys::{self, errno};
 
 /// How a hook has failed.
 #[derive(Debug, thiserror::Error)]

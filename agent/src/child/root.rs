@@ -16,7 +16,7 @@ use super::mounts::{Mounts, make_read_only, mask, protect};
 use super::paths::{Root, by_descriptor};
 use super::terminal::{self, Terminal};
 use super::{ChildError, at, credentials, devices, mounts, step};
-use crate::sys;
+use crate::sys::{errno, mounts as mount_calls};
 
 /// What a root is made from.
 pub(super) struct Surroundings<'a> {
@@ -85,10 +85,10 @@ fn place(tree: BorrowedFd<'_>, stage: &Path) -> Result<(Root, Root), ChildError>
     credentials::become_root()?;
     let memory = mounts::memory(stage.as_fd())?;
     let place = memory.directory("root").map_err(step("making a place for the root"))?;
-    sys::place(tree, place.as_fd()).map_err(step("placing the root"))?;
+    mount_calls::attach(tree, place.as_fd()).map_err(step("placing the root"))?;
     let tree = tree.try_clone_to_owned().map_err(|error| ChildError::Step {
         step: "copying the root's descriptor",
-        source: super::errno(&error),
+        source: errno(&error),
     })?;
     Ok((Root::from(tree), memory))
 }
@@ -97,7 +97,7 @@ fn place(tree: BorrowedFd<'_>, stage: &Path) -> Result<(Root, Root), ChildError>
 pub(crate) fn detached(image: &Path, stage: &Path) -> Result<OwnedFd, ChildError> {
     let result = overlay(image, stage).and_then(|path| {
         let root = Root::open(&path).map_err(step("opening the root"))?;
-        let tree = sys::detach_copy(root.as_fd()).map_err(step("detaching the root"));
+        let tree = mount_calls::clone_tree(root.as_fd(), true).map_err(step("detaching the root"));
         // What is mounted lives on in its copy.
         let _ = umount2(&path, MntFlags::MNT_DETACH);
         tree

@@ -5,11 +5,12 @@ mod confinement;
 mod kvm;
 
 use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::answer;
 use crate::args::{DoctorArgs, Global};
 
 /// How a check went.
@@ -62,14 +63,10 @@ impl Finding {
 
 pub(crate) fn doctor(global: &Global, args: &DoctorArgs) -> Result<u8> {
     let findings = checks::all(global, args);
-    let text = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&findings)?)
-    } else {
-        report(&findings, std::io::stdout().is_terminal())
-    };
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("stdout cannot be written to")?;
+    match args.json {
+        true => answer::json(&findings)?,
+        false => answer::text(&report(&findings, std::io::stdout().is_terminal()))?,
+    }
     Ok(u8::from(findings.iter().any(|finding| finding.outcome == Outcome::Bad)))
 }
 

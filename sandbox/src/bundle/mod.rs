@@ -6,12 +6,12 @@
 //! values become files of cgroup v2. [`Bundle::standard`] makes the same from a root directory alone, with the
 //! defaults that container tools agree on.
 
-pub mod annotations;
 mod capabilities;
 mod devices;
 pub mod features;
 mod fields;
 mod hooks;
+mod machine;
 mod mounts;
 mod namespaces;
 mod process;
@@ -37,8 +37,9 @@ use thiserror::Error;
 
 use crate::confinement::Confinement;
 use crate::hooks::Hooks;
-pub use namespaces::Join;
+pub use machine::{Machine, Wish};
 pub(crate) use namespaces::OF_THE_SAME_SANDBOX;
+pub use namespaces::{Join, Network};
 pub use standard::Standard;
 use users::UserError;
 
@@ -58,14 +59,16 @@ pub struct Bundle {
     pub dir: Option<PathBuf>,
     /// The annotations of the `config.json`.
     pub annotations: BTreeMap<String, String>,
-    /// What the machine is to be where nobody says otherwise.
-    pub machine: annotations::Machine,
+    /// What it wants of the size of its machine.
+    pub machine: Wish,
     /// Programs of the host that run at points of the container's life.
     pub hooks: Hooks,
     /// Everything but the container's name, its root disk's serial and the tokens of its streams.
     pub request: CreateRequest,
     /// The namespaces of the request that are other containers'.
     pub joins: Vec<Join>,
+    /// The network namespace on the host that is to be the container's.
+    pub network: Option<Network>,
     /// The host's policies that are to confine the container.
     pub confinement: Confinement,
 }
@@ -135,6 +138,23 @@ impl Bundle {
         fields::check(&value)?;
         let spec = typed(text, value.clone())?;
         translate::bundle(dir, &spec, &value)
+    }
+}
+
+impl Bundle {
+    /// Refuses a network namespace that has a name on the host, where no sandbox is to be in it.
+    ///
+    /// # Errors
+    /// There is one.
+    pub fn check_no_network(&self) -> Result<(), BundleError> {
+        match &self.network {
+            None => Ok(()),
+            Some(network) => Err(BundleError::Value {
+                path: format!("linux.namespaces[{}].path", network.index),
+                value: network.path.to_string_lossy().into_owned(),
+                expected: OF_THE_SAME_SANDBOX,
+            }),
+        }
     }
 }
 

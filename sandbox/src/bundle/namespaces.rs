@@ -1,6 +1,7 @@
 //! `linux.namespaces` and what belongs to them: ids of user namespaces, clocks of time namespaces.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use husk_protocol::agent::{self, namespace};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxTimeOffset};
@@ -26,11 +27,31 @@ pub struct Join {
     pub pid: u32,
 }
 
-/// Translates the namespaces; gives also those that are joined.
-pub(super) fn translate(list: &[LinuxNamespace]) -> Result<(Vec<agent::Namespace>, Vec<Join>), BundleError> {
+/// A network namespace on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Which of the request's namespaces it is.
+    pub index: usize,
+    /// Its file.
+    pub path: PathBuf,
+}
+
+/// What the configuration's namespaces are.
+#[derive(Debug, Default)]
+pub(super) struct Translated {
+    pub(super) namespaces: Vec<agent::Namespace>,
+    /// Those that are other containers'.
+    pub(super) joins: Vec<Join>,
+    /// The network namespace, if it has a name on the host.
+    pub(super) network: Option<Network>,
+}
+
+/// Translates the namespaces.
+pub(super) fn translate(list: &[LinuxNamespace]) -> Result<Translated, BundleError> {
     let mut seen = HashSet::new();
     let mut translated = Vec::new();
     let mut joins = Vec::new();
+    let mut network = None;
     for (index, entry) in list.iter().enumerate() {
         let kind = match entry.typ() {
             LinuxNamespaceType::Mount => namespace::Kind::MOUNT,
@@ -50,7 +71,15 @@ pub(super) fn translate(list: &[LinuxNamespace]) -> Result<(Vec<agent::Namespace
             });
         }
         if let Some(path) = entry.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
-            joins.push(join(index, kind, &path.to_string_lossy())?);
+            match kind {
+                namespace::Kind::NETWORK if path.is_absolute() && !path.starts_with("/proc") => {
+                    network = Some(Network {
+                        index,
+                        path: path.clone(),
+                    });
+                }
+                _ => joins.push(join(index, kind, &path.to_string_lossy())?),
+            }
         }
         translated.push(agent::Namespace {
             kind: kind.into(),
@@ -63,7 +92,11 @@ pub(super) fn translate(list: &[LinuxNamespace]) -> Result<(Vec<agent::Namespace
             fault: "has no mount namespace, without which husk makes no container",
         });
     }
-    Ok((translated, joins))
+    Ok(Translated {
+        namespaces: translated,
+        joins,
+        network,
+    })
 }
 
 /// The process that a path names, `/proc/PID/ns/TYPE`: a namespace of a container has no other name on the host.

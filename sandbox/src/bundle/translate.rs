@@ -7,7 +7,7 @@ use oci_spec::runtime::{Linux, Spec};
 use serde_json::Value;
 
 use super::namespaces::{self, has};
-use super::{Bundle, BundleError, annotations, devices, hooks, mounts, process, resources, seccomp, sysctl};
+use super::{Bundle, BundleError, devices, hooks, machine, mounts, process, resources, seccomp, sysctl};
 use crate::confinement::Confinement;
 
 /// The longest host name (`__NEW_UTS_LEN`), in bytes.
@@ -30,7 +30,11 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
     let root_path = dir.join(root.path());
     let process = spec.process().as_ref().ok_or(BundleError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(BundleError::Missing("linux"))?;
-    let (namespaces, joins) = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
+    let namespaces::Translated {
+        namespaces,
+        joins,
+        network,
+    } = namespaces::translate(linux.namespaces().as_deref().unwrap_or_default())?;
     let hooks = match spec.hooks() {
         Some(hooks) => hooks::translate(hooks)?,
         None => hooks::Translated::default(),
@@ -74,11 +78,12 @@ pub(super) fn bundle(dir: &Path, spec: &Spec, config: &Value) -> Result<Bundle, 
     Ok(Bundle {
         root: root_path,
         dir: Some(dir.to_owned()),
-        machine: annotations::machine(&annotations)?,
+        machine: machine::wish(&annotations, linux.resources().as_ref())?,
         annotations,
         hooks: hooks.host,
         request,
         joins,
+        network,
         confinement: Confinement {
             mount_label: linux.mount_label().clone().filter(|label| !label.is_empty()),
             ..process::confinement(process)

@@ -21,20 +21,49 @@ pub struct Streams {
     pub stderr: Option<UnixStream>,
 }
 
+/// Which streams a process is to have; the others are `/dev/null` for it. A terminal is always there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What it reads.
+    pub stdin: bool,
+    /// What it writes.
+    pub stdout: bool,
+    /// What it writes of errors.
+    pub stderr: bool,
+}
+
+impl Wanted {
+    /// Both outputs, and the input where it is asked for.
+    #[must_use]
+    pub fn outputs_and(stdin: bool) -> Self {
+        Self {
+            stdin,
+            stdout: true,
+            stderr: true,
+        }
+    }
+}
+
 impl Guest {
     /// Opens the streams of a process that is about to be made and names them in `stdio`, whose `terminal` says of
-    /// what kind they are. Without `stdin` it is `/dev/null`.
+    /// what kind they are.
     ///
     /// # Errors
     /// The machine has ended or the agent does not listen.
-    pub fn streams(&self, stdio: &mut agent::Stdio, stdin: bool) -> Result<Streams, GuestError> {
+    pub fn streams(&self, stdio: &mut agent::Stdio, wanted: Wanted) -> Result<Streams, GuestError> {
         let mut streams = Streams::default();
-        if stdin || stdio.terminal {
+        if stdio.terminal {
             streams.stdin = Some(self.stream(&mut stdio.stdin)?);
+            return Ok(streams);
         }
-        if !stdio.terminal {
-            streams.stdout = Some(self.stream(&mut stdio.stdout)?);
-            streams.stderr = Some(self.stream(&mut stdio.stderr)?);
+        for (wanted, stream, token) in [
+            (wanted.stdin, &mut streams.stdin, &mut stdio.stdin),
+            (wanted.stdout, &mut streams.stdout, &mut stdio.stdout),
+            (wanted.stderr, &mut streams.stderr, &mut stdio.stderr),
+        ] {
+            if wanted {
+                *stream = Some(self.stream(token)?);
+            }
         }
         Ok(streams)
     }

@@ -13,6 +13,7 @@
 
 mod contents;
 mod oci;
+mod overlay;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -35,6 +36,7 @@ use thiserror::Error;
 
 pub use contents::{Cached, Pruned, What, sizes};
 pub use oci::{Prepared, Record, Step};
+pub use overlay::Layers;
 pub use tree::TreeError;
 use tree::{Key, Tree};
 use unfinished::Unfinished;
@@ -106,6 +108,17 @@ impl Cache {
     /// What is wrong with the directory, the cache or the conversion.
     pub fn image(&self, root: &Path) -> Result<Image, ImageError> {
         let tree = Tree::read(root)?;
+        self.made_or_found(root, &tree, || Ok(Tree::read(root)?.key == tree.key))
+    }
+
+    /// The image with a tree's key. `is_same` says, when the tree at `root` has been converted, whether it still has that
+    /// key.
+    fn made_or_found(
+        &self,
+        root: &Path,
+        tree: &Tree,
+        is_same: impl FnOnce() -> Result<bool, TreeError>,
+    ) -> Result<Image, ImageError> {
         if let Some(file) = self.lookup(&tree.key) {
             return Ok(Image::new(file, false));
         }
@@ -115,7 +128,7 @@ impl Cache {
             return Ok(Image::new(file, false));
         }
         tracing::info!(root = %root.display(), "converting the root file system to an EROFS image");
-        let file = self.convert(root, &tree)?;
+        let file = self.convert(root, tree, is_same)?;
         drop(lock);
         Ok(Image::new(file, true))
     }
@@ -184,14 +197,19 @@ impl Cache {
         }
     }
 
-    fn convert(&self, root: &Path, tree: &Tree) -> Result<File, ImageError> {
+    fn convert(
+        &self,
+        root: &Path,
+        tree: &Tree,
+        is_same: impl FnOnce() -> Result<bool, TreeError>,
+    ) -> Result<File, ImageError> {
         let started = tree::coarse_now().map_err(|source| self.failed(source))?;
         let unfinished = Unfinished::create(&self.dir).map_err(|source| self.failed(source))?;
         directory::convert(root, tree.key.uuid(), unfinished.file(), &Limits::DEFAULT)
             .map_err(|error| self.explain(error.into()))?;
         let file = in_use(unfinished.reopen().map_err(|source| self.failed(source))?);
         // A later change would not show in a time that a change in the conversion's first tick also has.
-        let settled = tree.newest < started && Tree::read(root)?.key == tree.key;
+        let settled = tree.newest < started && is_same()?;
         if settled {
             unfinished
                 .keep(&self.path(&tree.key))

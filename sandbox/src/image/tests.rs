@@ -128,7 +128,7 @@ fn an_unsettled_tree_is_not_kept() {
     let (root, (_dir, cache)) = (rootfs(), cache());
     let mut tree = Tree::read(root.path()).unwrap();
     tree.newest = (i64::MAX, 0);
-    assert!(is_whole(&cache.convert(root.path(), &tree).unwrap()));
+    assert!(is_whole(&cache.convert(root.path(), &tree, || Ok(true)).unwrap()));
     assert!(images(&cache).is_empty());
 }
 

@@ -129,7 +129,7 @@ fn how_it_ended(child: &Child, deadline: Instant) -> String {
 
 /// A descriptor of a process that becomes readable when it ends (pidfd_open(2)).
 #[allow(unsafe_code)]
-pub(crate) fn open_process(pid: u32) -> Result<OwnedFd, Errno> {
+pub fn open_process(pid: u32) -> Result<OwnedFd, Errno> {
     // SAFETY: the call takes numbers alone.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;

@@ -34,7 +34,7 @@ use protobuf::Message;
 use thiserror::Error;
 
 pub use death::Death;
-pub(crate) use death::open_process;
+pub use death::open_process;
 pub use link::{Link, LinkError};
 
 use crate::confinement::{Confinement, ConfinementError};
@@ -63,6 +63,10 @@ pub struct Parts {
     pub console: bool,
     /// The host's policies under which the program is executed.
     pub confinement: Confinement,
+    /// `cgroup.procs` of the cgroup that it is to be in.
+    pub cgroup: Option<File>,
+    /// The network namespace that it is to be in.
+    pub network: Option<File>,
 }
 
 /// A running machine monitor. Dropping it ends the machine.
@@ -163,10 +167,16 @@ impl Machine {
             control: given.give(control_listener(dir)?),
             report: given.give(report_end),
             lifeline: given.give(lifeline_end),
+            keep_network: parts.network.is_some(),
         };
         let log = open_log(dir)?;
         let labels = parts.confinement.labels()?;
-        let child = process::spawn(&parts.program, &config, &given.0, &log, labels)?;
+        let place = process::Place {
+            cgroup: parts.cgroup,
+            network: parts.network,
+            labels,
+        };
+        let child = process::spawn(&parts.program, &config, &given.0, &log, place)?;
         Ok(Self {
             program: parts.program,
             pid: child.id(),

@@ -9,11 +9,23 @@ use std::process::{Child, Command, Stdio};
 
 use husk_vmm_config::Config;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::setsid;
 
 use super::MachineError;
 use crate::confinement::Label;
+
+/// Where the program is started.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// `cgroup.procs` of its cgroup.
+    pub(super) cgroup: Option<File>,
+    /// Its network namespace.
+    pub(super) network: Option<File>,
+    /// The labels under which it is executed.
+    pub(super) labels: Vec<Label>,
+}
 
 /// Starts the program with the named descriptors, under their own numbers, and its configuration in a further one.
 /// Everything else that this process has open closes at the exec.
@@ -23,9 +35,9 @@ pub(super) fn spawn(
     config: &Config,
     given: &[OwnedFd],
     log: &File,
-    labels: Vec<Label>,
+    place: Place,
 ) -> Result<Child, MachineError> {
-    let confining = labels.first().map(|label| label.field);
+    let confining = place.labels.first().map(|label| label.field);
     let failed = |source| MachineError::Spawn {
         program: program.into(),
         source,
@@ -50,7 +62,13 @@ pub(super) fn spawn(
             let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
         }
-        labels.iter().try_for_each(Label::take)
+        if let Some(cgroup) = &place.cgroup {
+            nix::unistd::write(cgroup, b"0")?;
+        }
+        if let Some(network) = &place.network {
+            setns(network, CloneFlags::CLONE_NEWNET)?;
+        }
+        place.labels.iter().try_for_each(Label::take)
     };
     // SAFETY: between fork and exec there are system calls alone, and nothing that allocates or locks.
     unsafe { command.pre_exec(prepare) };

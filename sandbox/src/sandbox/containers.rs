@@ -7,7 +7,7 @@ use husk_protocol::agent::{CreateRequest, WaitResponse};
 use super::{Sandbox, SandboxError, lock};
 use crate::bundle::users;
 use crate::bundle::{Bundle, Join};
-use crate::guest::{self, ProcessId, Streams};
+use crate::guest::{self, ProcessId, Streams, Wanted};
 use crate::hooks::{self, Hooks, Subject};
 use crate::rundir::{Container, ContainerProcess};
 
@@ -16,6 +16,8 @@ use crate::rundir::{Container, ContainerProcess};
 pub(super) struct Attended {
     pub(super) hooks: Hooks,
     pub(super) subject: Subject,
+    /// The slot of its root file system.
+    disk: String,
     /// The longest that its hooks in the guest may take at its start.
     start: Duration,
 }
@@ -25,7 +27,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// What is wrong with the container; the machine has ended.
-    pub fn create(&self, name: &str, bundle: Bundle, disk: String, stdin: bool) -> Result<Streams, SandboxError> {
+    pub fn create(&self, name: &str, bundle: Bundle, disk: String, wanted: Wanted) -> Result<Streams, SandboxError> {
         let Bundle {
             root,
             dir,
@@ -34,16 +36,23 @@ impl Sandbox {
             mut request,
             joins,
             confinement,
+            network,
             // The machine is there.
             machine: _,
         } = bundle;
+        if let Some(network) = network.filter(|network| self.network.as_deref() != Some(&*network.path)) {
+            return Err(SandboxError::Namespace {
+                index: network.index,
+                path: network.path.to_string_lossy().into_owned(),
+            });
+        }
         if confinement != self.confinement {
             return Err(SandboxError::Confinement);
         }
         self.join(&mut request, &joins)?;
         let subject = Subject {
             id: name.into(),
-            pid: std::process::id(),
+            pid: self.pid(),
             bundle: dir.clone().unwrap_or_else(|| root.clone()),
             annotations,
         };
@@ -55,18 +64,19 @@ impl Sandbox {
                 (hooks.before_pid, hooks.after_pid) = hooks::state_around_pid(&subject, status);
             }
         }
+        request.root.mut_or_insert_default().disk.clone_from(&disk);
         lock(&self.attended).push(Attended {
             hooks: hooks.clone(),
             subject: subject.clone(),
+            disk,
             start: guest::time_of(request.start_hooks.as_ref()),
         });
         let guest = self.guest()?;
         request.container = name.into();
-        request.root.mut_or_insert_default().disk = disk;
         let process = request.process.mut_or_insert_default();
         users::add_home(&root, process)?;
         let stdio = process.stdio.mut_or_insert_default();
-        let streams = guest.streams(stdio, stdin).map_err(|error| self.explain(error))?;
+        let streams = guest.streams(stdio, wanted).map_err(|error| self.explain(error))?;
         self.timeline.reach("streams connected");
         hooks.run_create(&subject)?;
         guest.create(&request).map_err(|error| self.explain(error))?;
@@ -85,12 +95,12 @@ impl Sandbox {
         Ok(streams)
     }
 
-    /// Names the containers whose namespaces a new one is to have. The process that stands for them is this one, and with
-    /// it the first of them is meant: a pod's own.
+    /// Names the containers whose namespaces a new one is to have. One process stands for them all, and with it the first
+    /// of them is meant: a pod's own.
     fn join(&self, request: &mut CreateRequest, joins: &[Join]) -> Result<(), SandboxError> {
         let first = lock(&self.state).containers.first().map(|first| first.name.clone());
         for join in joins {
-            let own = first.as_ref().filter(|_| join.pid == std::process::id());
+            let own = first.as_ref().filter(|_| join.pid == self.pid());
             match (own, request.namespaces.get_mut(join.index)) {
                 (Some(first), Some(namespace)) => namespace.container.clone_from(first),
                 _ => {
@@ -152,5 +162,42 @@ impl Sandbox {
         let exit = self.guest()?.wait(process).map_err(|error| self.explain(error))?;
         self.timeline.reach("exit reported");
         Ok(exit)
+    }
+
+    /// Takes a container down whose first process has exited or was never started; its disk slot is free then, and its
+    /// hooks are told.
+    ///
+    /// # Errors
+    /// It still runs, or there is none; the machine has ended.
+    pub fn delete(&self, container: &str) -> Result<(), SandboxError> {
+        let process = ProcessId {
+            container: container.into(),
+            exec: String::new(),
+        };
+        self.guest()?.delete(&process).map_err(|error| self.explain(error))?;
+        let gone = {
+            let mut attended = lock(&self.attended);
+            let at = attended.iter().position(|attended| attended.subject.id == container);
+            at.map(|at| attended.remove(at))
+        };
+        {
+            let mut state = lock(&self.state);
+            state.containers.retain(|other| other.name != container);
+            self.dir.write_state(&state)?;
+        }
+        let Some(gone) = gone else { return Ok(()) };
+        gone.hooks.run_poststop(&gone.subject);
+        self.free_disk(gone.disk)
+    }
+
+    /// What a further process of a container is modelled on.
+    #[must_use]
+    pub fn container(&self, name: &str) -> Option<Container> {
+        let state = lock(&self.state);
+        state
+            .containers
+            .iter()
+            .find(|container| container.name == name)
+            .cloned()
     }
 }

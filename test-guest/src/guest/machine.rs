@@ -3,6 +3,7 @@
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 
+use husk_test_guest::layout::{BUFFERS, BUFFERS_END};
 use husk_test_guest::report::Reason;
 
 use super::{Failure, page};
@@ -74,6 +75,37 @@ pub(super) fn idle() -> ! {
 /// Switches the machine off.
 pub(super) fn off() -> ! {
     service(1)
+}
+
+/// What is done with a port. The order is that of boot.s.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+pub(super) enum PortAccess {
+    /// A byte, a word and a double word out, then as much in.
+    All,
+    /// The same without the byte out.
+    AllButByteOut,
+    /// Many bytes, words or double words out of memory, or into it.
+    BytesOut,
+    WordsOut,
+    DoublesOut,
+    BytesIn,
+    WordsIn,
+    DoublesIn,
+}
+
+/// Accesses a port with a value, or `count` times with what is at `place`, which must be in the room for buffers. Gives
+/// what came in.
+pub(super) fn port(access: PortAccess, port: u16, value: u32, place: u64, count: u64) -> u64 {
+    assert!(place >= BUFFERS && place.saturating_add(4 * count) <= BUFFERS_END);
+    let came;
+    // SAFETY: the gate comes back behind the instruction, and memory is only touched where no Rust object is.
+    unsafe {
+        asm!("ud2", inout("rax") SERVICE + 3 => _, in("rdx") u64::from(port), inout("rcx") count => _,
+            inout("rsi") place => _, inout("rdi") place => _, inout("r8") access as u64 => _,
+            inout("r9") u64::from(value) => came, out("r11") _, options(nostack));
+    }
+    came
 }
 
 #[panic_handler]

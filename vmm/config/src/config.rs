@@ -50,6 +50,10 @@ pub struct Config {
     pub report: Descriptor,
     /// A pipe's or socket's end whose other end the owner holds: when it hangs up, the machine ends.
     pub lifeline: Descriptor,
+    /// Whether the process stays in the network namespace in which it was started, which others know as the containers'.
+    /// It can make no socket in it.
+    #[serde(default)]
+    pub keep_network: bool,
 }
 
 /// The number of vCPUs and the topology that CPUID shows.
@@ -307,6 +311,7 @@ mod tests {
             control: Descriptor(7),
             report: Descriptor(8),
             lifeline: Descriptor(9),
+            keep_network: false,
         }
     }
 

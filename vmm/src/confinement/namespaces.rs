@@ -7,18 +7,21 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{chdir, pivot_root};
 
 /// Enters new namespaces and an empty root in them, as far as the host lets this process do so.
-pub(super) fn enter() -> [Measure; 2] {
+pub(super) fn enter(keep_network: bool) -> [Measure; 2] {
     let namespaces = Measure {
         part: Part::Namespaces,
         effect: Effect::Full,
-        detail: "mount, network, IPC, UTS and cgroup namespaces of its own".into(),
+        detail: match keep_network {
+            true => "mount, IPC, UTS and cgroup namespaces of its own, and the containers' network namespace".into(),
+            false => "mount, network, IPC, UTS and cgroup namespaces of its own".into(),
+        },
     };
     let root = Measure {
         part: Part::Root,
         effect: Effect::Full,
         detail: "an empty root".into(),
     };
-    if let Err(errno) = separate() {
+    if let Err(errno) = separate(keep_network) {
         let why = |what| format!("{what} cannot be made: {}", errno.desc());
         return [
             lacking(namespaces, why("namespaces")),
@@ -43,12 +46,10 @@ fn lacking(measure: Measure, detail: String) -> Measure {
 }
 
 /// Leaves the host's namespaces; in a user namespace where that is the only right to do so.
-fn separate() -> nix::Result<()> {
-    let flags = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWCGROUP;
+fn separate(keep_network: bool) -> nix::Result<()> {
+    let mut flags =
+        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWCGROUP;
+    flags.set(CloneFlags::CLONE_NEWNET, !keep_network);
     match unshare(flags) {
         // Nobody is mapped into it: this process needs no identity to use what it has open.
         Err(Errno::EPERM) => unshare(flags | CloneFlags::CLONE_NEWUSER),

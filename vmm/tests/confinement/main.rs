@@ -74,7 +74,7 @@ impl Task {
         let kept = [REPORT, KVM, copy.as_raw_fd()];
         violation::report_to(&Arc::new(Reporter::new(copy))).unwrap();
         let mut outcome = File::from(report);
-        let measures = confinement::enter(&kept, 512).unwrap();
+        let measures = confinement::enter(&kept, 512, false).unwrap();
         if let Some(kind) = Kind::ALL.into_iter().find(|known| known.name() == kind) {
             filters::enter(kind).unwrap();
         }

@@ -129,6 +129,7 @@ impl Setup {
             control: give(packet_listener(&control_path)),
             report: give(report_out.into()),
             lifeline: give(lifeline_in.into()),
+            keep_network: false,
         };
         change(&mut config);
         let child = spawn(&config, given, self.log.map_or_else(Stdio::inherit, Stdio::from));

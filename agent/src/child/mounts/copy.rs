@@ -11,8 +11,8 @@ use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, fchownat, symlinkat};
 
-use super::super::errno;
 use super::super::paths::by_descriptor;
+use crate::sys::errno;
 
 /// Directories in directories; each costs two descriptors.
 const MAX_DEPTH: usize = 200;

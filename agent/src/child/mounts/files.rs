@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use husk_protocol::agent::File;
 
-use super::super::errno;
 use super::super::paths::by_descriptor;
+use crate::sys::errno;
 
 /// Writes the files of mount number `index` into memory; gives what is to be mounted: the file without a path, or else the
 /// directory that holds them.

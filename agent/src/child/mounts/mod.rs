@@ -89,7 +89,7 @@ impl<'a> Mounts<'a> {
         };
         if !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty() {
             let namespace = owners::namespace(&wanted.uid_mappings, &wanted.gid_mappings);
-            let namespace = namespace.map_err(|error| super::errno(&error))?;
+            let namespace = namespace.map_err(|error| crate::sys::errno(&error))?;
             mount
                 .map_owners(&namespace, wanted.recursive_mapping)
                 .map_err(|source| Fault {

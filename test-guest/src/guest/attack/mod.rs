@@ -1,8 +1,10 @@
-//! Orders to attack the machine monitor through its devices; the same for the same seed.
+//! Orders to attack the machine monitor and KVM through their devices; the same for the same seed.
 //!
 //! Nothing here lets a device write to the guest's own image, or to the shared page: the guest is to outlive it all.
 
+mod controllers;
 mod packets;
+mod ports;
 mod registers;
 mod requests;
 mod rings;
@@ -41,6 +43,8 @@ pub(super) fn attack(order: &Order<'_>, machine: &Machine) -> Result<Outcome, Fa
     match order.name {
         "attack-packets" => return packets::packets(order, machine),
         "attack-flood" => return packets::flood(order, machine),
+        "attack-ports" => return ports::ports(order),
+        "attack-controllers" => return controllers::controllers(order),
         _ => {}
     }
     let [device, seed, count] = order.options([("device", 0), ("seed", 1), ("count", 100)])?;

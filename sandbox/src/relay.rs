@@ -1,21 +1,22 @@
 //! Copies a process's streams: ours to the guest, the guest's to ours.
+//!
+//! Each direction has a thread, which sleeps until there is something to copy. They end with their streams; when the
+//! process has exited ([`Relay::exited`]), a stream that somebody else still holds is given up after a while.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use husk_sandbox::guest::Streams;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::output::Recorder;
+use crate::guest::Streams;
 
 const CHUNK: usize = 64 << 10;
 /// How long a stream may stay silent and open when its process has exited: a process that it has left behind may hold
@@ -28,115 +29,178 @@ const OVERTIME: Duration = Duration::from_secs(30);
 const MOST_LEFT: usize = 16 << 20;
 
 /// Our ends of a process's streams.
-#[derive(Debug)]
-pub(crate) struct Ends {
+#[derive(Debug, Default)]
+pub struct Ends {
     /// What the process reads, if it is passed on.
-    pub(crate) stdin: Option<OwnedFd>,
-    pub(crate) stdout: Sink,
-    pub(crate) stderr: Sink,
+    pub stdin: Option<OwnedFd>,
+    /// What takes its output, and with a terminal all of it; unset where there is no such stream.
+    pub stdout: Option<Sink>,
+    /// What takes its errors.
+    pub stderr: Option<Sink>,
 }
 
 /// Where a process's output goes.
-#[derive(Debug)]
-pub(crate) enum Sink {
+pub enum Sink {
+    /// To a descriptor, which may be a non-blocking one.
     Descriptor(OwnedFd),
-    Log(Recorder),
+    /// To whatever takes bytes; an error ends the stream.
+    Writer(Box<dyn Write + Send>),
+}
+
+impl std::fmt::Debug for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Descriptor(to) => f.debug_tuple("Descriptor").field(to).finish(),
+            Self::Writer(_) => f.write_str("Writer"),
+        }
+    }
 }
 
 impl Ends {
-    /// husk's own streams.
-    pub(crate) fn standard(forward_stdin: bool) -> Result<Self> {
-        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().context("no descriptor is left");
+    /// This process's own streams.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn standard(forward_stdin: bool) -> io::Result<Self> {
+        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
         Ok(Self {
             stdin: match forward_stdin {
                 true => Some(copy(io::stdin().as_fd())?),
                 false => None,
             },
-            stdout: Sink::Descriptor(copy(io::stdout().as_fd())?),
-            stderr: Sink::Descriptor(copy(io::stderr().as_fd())?),
+            stdout: Some(Sink::Descriptor(copy(io::stdout().as_fd())?)),
+            stderr: Some(Sink::Descriptor(copy(io::stderr().as_fd())?)),
         })
     }
 }
 
 impl Sink {
-    fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Descriptor(to) => Ok(write_all(to.as_fd(), bytes)?),
-            Self::Log(recorder) => {
-                recorder.write(bytes);
-                Ok(())
-            }
+            Self::Writer(writer) => writer.write_all(bytes),
         }
     }
 }
 
 /// The copying threads.
 #[derive(Debug)]
-pub(crate) struct Relay {
-    outputs: Vec<JoinHandle<()>>,
+pub struct Relay {
+    outputs: Arc<Outputs>,
     exited: Arc<EventFd>,
+    no_more_input: Arc<EventFd>,
+}
+
+/// How many outputs are still copied.
+#[derive(Debug, Default)]
+struct Outputs {
+    open: Mutex<usize>,
+    ended: Condvar,
+}
+
+/// Ends an output when it is dropped, also where its thread panics.
+struct Output(Arc<Outputs>);
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        *self.0.open.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.ended.notify_all();
+    }
 }
 
 impl Relay {
     /// Begins to copy between a process's streams and ours.
-    pub(crate) fn start(streams: Streams, terminal: bool, ends: Ends) -> Result<Self> {
-        let exited = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("an event cannot be made")?;
-        let mut relay = Self {
-            outputs: Vec::new(),
-            exited: Arc::new(exited),
+    ///
+    /// # Errors
+    /// No descriptor is left, or a thread cannot be started.
+    pub fn start(streams: Streams, terminal: bool, ends: Ends) -> io::Result<Self> {
+        let event = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map(Arc::new);
+        let relay = Self {
+            outputs: Arc::default(),
+            exited: event()?,
+            no_more_input: event()?,
         };
         let Streams { stdin, stdout, stderr } = streams;
         if terminal {
-            let stream = stdin.context("the terminal has no stream")?;
-            relay.output(stream.try_clone()?, ends.stdout)?;
+            let stream = stdin.ok_or_else(|| io::Error::other("the terminal has no stream"))?;
+            if let Some(to) = ends.stdout {
+                relay.output(stream.try_clone()?, to)?;
+            }
             if let Some(from) = ends.stdin {
-                input(from, stream)?;
+                relay.input(from, stream)?;
             }
             return Ok(relay);
         }
-        if let Some(stream) = stdout {
-            relay.output(stream, ends.stdout)?;
-        }
-        if let Some(stream) = stderr {
-            relay.output(stream, ends.stderr)?;
+        for (stream, to) in [(stdout, ends.stdout), (stderr, ends.stderr)] {
+            if let Some((stream, to)) = stream.zip(to) {
+                relay.output(stream, to)?;
+            }
         }
         if let Some((stream, from)) = stdin.zip(ends.stdin) {
-            input(from, stream)?;
+            relay.input(from, stream)?;
         }
         Ok(relay)
     }
 
-    fn output(&mut self, from: UnixStream, to: Sink) -> Result<()> {
+    fn output(&self, from: UnixStream, mut to: Sink) -> io::Result<()> {
         let exited = Arc::clone(&self.exited);
-        let thread = thread::Builder::new().name("output".into());
-        self.outputs
-            .push(thread.spawn(move || copy_output(from, &to, &exited))?);
-        Ok(())
+        *self.lock_open() += 1;
+        let output = Output(Arc::clone(&self.outputs));
+        let copy = move || {
+            copy_output(from, &mut to, &exited);
+            // Our end is closed before the output counts as ended.
+            drop(to);
+            drop(output);
+        };
+        thread::Builder::new().name("output".into()).spawn(copy).map(drop)
     }
 
-    /// The process has exited: waits until all that it wrote is copied.
-    pub(crate) fn finish(self) {
-        // An event that cannot be raised would only mean that streams are waited for which a stray process holds.
+    fn input(&self, from: OwnedFd, to: UnixStream) -> io::Result<()> {
+        let (over, exited) = (Arc::clone(&self.no_more_input), Arc::clone(&self.exited));
+        let copy = move || copy_input(File::from(from), &to, &over, &exited);
+        thread::Builder::new().name("input".into()).spawn(copy).map(drop)
+    }
+
+    /// Nothing more comes for the process: what has come is passed on, and then its stdin ends, though others may hold
+    /// our end open.
+    pub fn close_stdin(&self) {
+        // An event that cannot be raised has been raised before.
+        let _ = self.no_more_input.write(1);
+    }
+
+    /// The process has exited: its outputs end when all that it wrote is copied.
+    pub fn exited(&self) {
         let _ = self.exited.write(1);
-        for output in self.outputs {
-            // A thread that has panicked has said so.
-            let _ = output.join();
+    }
+
+    /// The process has exited: waits until all that it wrote is copied, however long our own ends take for it.
+    pub fn finish(&self) {
+        self.exited();
+        let mut open = self.lock_open();
+        while *open > 0 {
+            open = self.outputs.ended.wait(open).unwrap_or_else(PoisonError::into_inner);
         }
     }
+
+    /// The same for a limited time; says whether all is copied.
+    pub fn finish_within(&self, limit: Duration) -> bool {
+        self.exited();
+        let wait = self
+            .outputs
+            .ended
+            .wait_timeout_while(self.lock_open(), limit, |open| *open > 0);
+        *wait.unwrap_or_else(PoisonError::into_inner).0 == 0
+    }
+
+    fn lock_open(&self) -> std::sync::MutexGuard<'_, usize> {
+        self.outputs.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn input(from: OwnedFd, to: UnixStream) -> Result<()> {
-    let from = File::from(from);
-    // Never waited for: it may be blocked for as long as nobody types.
-    thread::Builder::new()
-        .name("input".into())
-        .spawn(move || copy_input(from, &to))?;
-    Ok(())
-}
-
-fn copy_input(mut from: File, to: &UnixStream) {
+/// Copies until the stream ends, nothing more is to come, or the process has exited.
+fn copy_input(mut from: File, to: &UnixStream, over: &EventFd, exited: &EventFd) {
     let mut chunk = vec![0; CHUNK];
-    loop {
+    while let Ok(is_over) = wait_for_input(&from, over, exited) {
         match from.read(&mut chunk) {
             Ok(0) => break,
             Ok(count) => {
@@ -147,7 +211,7 @@ fn copy_input(mut from: File, to: &UnixStream) {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if wait(from.as_fd(), PollFlags::POLLIN).is_err() {
+                if is_over {
                     break;
                 }
             }
@@ -159,9 +223,29 @@ fn copy_input(mut from: File, to: &UnixStream) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
+/// Waits until there is something to read, or nothing more is to come, which the result tells; an error if the process has
+/// exited.
+fn wait_for_input(from: &File, over: &EventFd, exited: &EventFd) -> nix::Result<bool> {
+    let watch = |event| PollFd::new(event, PollFlags::POLLIN);
+    loop {
+        let mut watched = [watch(from.as_fd()), watch(over.as_fd()), watch(exited.as_fd())];
+        match poll(&mut watched, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno),
+        }
+        let [from, over, exited] = watched.map(|watched| watched.any().unwrap_or(true));
+        match (from || over, exited) {
+            (_, true) => return Err(Errno::ECHILD),
+            (true, false) => return Ok(over),
+            (false, false) => {}
+        }
+    }
+}
+
 /// Copies until the stream ends, or after its process's exit is silent or goes on for too long. When our own end cannot
 /// be written to, the stream is closed, so that the process learns of it as it would of a closed pipe.
-fn copy_output(mut from: UnixStream, to: &Sink, exited: &EventFd) {
+fn copy_output(mut from: UnixStream, to: &mut Sink, exited: &EventFd) {
     let mut chunk = vec![0; CHUNK];
     let mut rest: Option<Rest> = None;
     loop {
@@ -234,7 +318,10 @@ fn readable(stream: &UnixStream, exited: Option<&EventFd>) -> nix::Result<Readab
 }
 
 /// Writes everything, also to a descriptor that somebody else has made non-blocking.
-pub(crate) fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> nix::Result<()> {
+///
+/// # Errors
+/// As write(2).
+pub fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> nix::Result<()> {
     while !bytes.is_empty() {
         match nix::unistd::write(to, bytes) {
             Ok(count) => bytes = &bytes[count..],
@@ -253,31 +340,16 @@ fn wait(descriptor: BorrowedFd<'_>, events: PollFlags) -> nix::Result<()> {
     }
 }
 
-/// Copies a stream to stderr until it ends.
-pub(crate) fn to_stderr(mut from: UnixStream) -> Result<JoinHandle<()>> {
-    let copy = move || {
-        let mut chunk = vec![0; CHUNK];
-        while let Ok(count @ 1..) = from.read(&mut chunk) {
-            if write_all(io::stderr().as_fd(), &chunk[..count]).is_err() {
-                break;
-            }
-        }
-        // What is left in no buffer need not be flushed.
-        let _ = io::stderr().flush();
-    };
-    Ok(thread::Builder::new().name("console".into()).spawn(copy)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn output() -> (UnixStream, UnixStream, Arc<EventFd>, JoinHandle<()>) {
+    fn output() -> (UnixStream, UnixStream, Arc<EventFd>, thread::JoinHandle<()>) {
         let (guest, from) = UnixStream::pair().unwrap();
         let (to, reader) = UnixStream::pair().unwrap();
         let exited = Arc::new(EventFd::new().unwrap());
         let event = Arc::clone(&exited);
-        let thread = thread::spawn(move || copy_output(from, &Sink::Descriptor(to.into()), &event));
+        let thread = thread::spawn(move || copy_output(from, &mut Sink::Descriptor(to.into()), &event));
         (guest, reader, exited, thread)
     }
 

@@ -1,0 +1,188 @@
+//! The handshake of `start`: what containerd writes on stdin, and the form of the answer.
+//!
+//! | containerd | stdin | answer |
+//! |---|---|---|
+//! | 1.6, 1.7, 2.0 to 2.2 | nothing, or an `Any` with the runtime's options | the socket's address as it is |
+//! | 2.3 and later | `BootstrapParams` | `BootstrapResult` |
+//!
+//! A bare address stands for version 2 of the task service, which every containerd speaks.
+
+use std::path::PathBuf;
+
+use containerd_shim_protos::TASK_API_VERSION;
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use protobuf::well_known_types::any::Any;
+use protobuf::{CodedInputStream, Message};
+
+use crate::args::Flags;
+
+/// The type of options that containerd passes to runtimes that it knows nothing of.
+const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
+/// containerd's level for debugging (BootstrapParams.log_level).
+const DEBUG: i32 = -4;
+
+/// What containerd has said on stdin.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Handshake {
+    /// Whether the answer is a message.
+    is_message: bool,
+    /// Where the socket is to be.
+    pub(crate) socket_directory: Option<PathBuf>,
+    /// Where events go.
+    pub(crate) events: Option<String>,
+    pub(crate) debug: bool,
+    pub(crate) options: Options,
+}
+
+/// The runtime's options in containerd's configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// `ConfigPath`: the configuration file.
+    pub(crate) path: Option<PathBuf>,
+    /// The table of options itself, as TOML.
+    pub(crate) body: Option<String>,
+}
+
+impl Handshake {
+    /// Understands what came on stdin. An `Any` can be taken for parameters, which therefore must name this container.
+    pub(crate) fn parse(input: &[u8], flags: &Flags) -> Self {
+        let parameters = BootstrapParams::parse_from_bytes(input)
+            .ok()
+            .filter(|parameters| parameters.instance_id == flags.id && parameters.namespace == flags.namespace);
+        let Some(parameters) = parameters else {
+            let options = Any::parse_from_bytes(input).unwrap_or_default();
+            return Self {
+                debug: flags.debug,
+                options: Options::parse(&options),
+                ..Self::default()
+            };
+        };
+        let extensions = parameters
+            .extensions
+            .iter()
+            .filter_map(|extension| extension.value.as_ref());
+        let options = extensions
+            .map(Options::parse)
+            .find(|options| *options != Options::default());
+        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Self {
+            is_message: true,
+            socket_directory: parameters.socket_dir.as_deref().and_then(text).map(PathBuf::from),
+            events: text(&parameters.containerd_ttrpc_address),
+            debug: flags.debug || parameters.log_level.value() <= DEBUG,
+            options: options.unwrap_or_default(),
+        }
+    }
+
+    /// The answer: where the shim listens.
+    pub(crate) fn answer(&self, address: &str) -> Result<Vec<u8>, protobuf::Error> {
+        if !self.is_message {
+            return Ok(address.into());
+        }
+        let result = BootstrapResult {
+            version: TASK_API_VERSION,
+            address: address.into(),
+            protocol: "ttrpc".into(),
+            ..Default::default()
+        };
+        result.write_to_bytes()
+    }
+}
+
+impl Options {
+    /// The options in a message; one of another type has none for husk.
+    pub(crate) fn parse(any: &Any) -> Self {
+        if any.type_url.rsplit('/').next() != Some(RUNTIME_OPTIONS) {
+            return Self::default();
+        }
+        // `Options { string type_url = 1; string config_path = 2; bytes config_body = 3; }`
+        let mut options = Self::default();
+        let mut input = CodedInputStream::from_bytes(&any.value);
+        while let Ok(Some(tag)) = input.read_raw_tag_or_eof() {
+            match (tag >> 3, tag & 7) {
+                (number, 2) => {
+                    let Ok(value) = input.read_bytes() else { break };
+                    let Ok(text) = String::from_utf8(value) else { continue };
+                    match number {
+                        2 if !text.is_empty() => options.path = Some(text.into()),
+                        3 if !text.is_empty() => options.body = Some(text),
+                        _ => {}
+                    }
+                }
+                _ => break,
+            }
+        }
+        options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn flags() -> Flags {
+        Flags {
+            namespace: "default".into(),
+            id: "box".into(),
+            ..Flags::default()
+        }
+    }
+
+    fn options(path: &str, body: &str) -> Any {
+        let mut value = Vec::new();
+        for (number, text) in [(1, "x"), (2, path), (3, body)] {
+            value.extend([number << 3 | 2, u8::try_from(text.len()).unwrap()]);
+            value.extend(text.as_bytes());
+        }
+        Any {
+            type_url: format!("types.containerd.io/{RUNTIME_OPTIONS}"),
+            value,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn an_old_containerd_gets_an_address() {
+        let silent = Handshake::parse(b"", &flags());
+        assert_eq!(silent.answer("unix:///x").unwrap(), b"unix:///x");
+        let told = Handshake::parse(&options("/etc/x.toml", "a=1").write_to_bytes().unwrap(), &flags());
+        assert_eq!(told.answer("unix:///x").unwrap(), b"unix:///x");
+        assert_eq!(told.options.path, Some("/etc/x.toml".into()));
+        assert_eq!(told.options.body.as_deref(), Some("a=1"));
+    }
+
+    #[test]
+    fn a_new_containerd_gets_a_message() {
+        let mut parameters = BootstrapParams {
+            instance_id: "box".into(),
+            namespace: "default".into(),
+            containerd_ttrpc_address: "/run/ttrpc".into(),
+            socket_dir: Some("/run/s".into()),
+            ..Default::default()
+        };
+        parameters
+            .extensions
+            .push(containerd_shim_protos::bootstrap_api::Extension {
+                value: Some(options("/etc/x.toml", "")).into(),
+                ..Default::default()
+            });
+        let handshake = Handshake::parse(&parameters.write_to_bytes().unwrap(), &flags());
+        assert_eq!(handshake.events.as_deref(), Some("/run/ttrpc"));
+        assert_eq!(handshake.socket_directory, Some("/run/s".into()));
+        assert_eq!(handshake.options.path, Some("/etc/x.toml".into()));
+        let answer = BootstrapResult::parse_from_bytes(&handshake.answer("unix:///x").unwrap()).unwrap();
+        assert_eq!((answer.version, answer.address.as_str()), (3, "unix:///x"));
+        parameters.instance_id = "another".into();
+        let other = Handshake::parse(&parameters.write_to_bytes().unwrap(), &flags());
+        assert!(!other.is_message);
+    }
+
+    proptest! {
+        #[test]
+        fn any_input_is_survived(input in proptest::collection::vec(any::<u8>(), 0..200)) {
+            Handshake::parse(&input, &flags()).answer("unix:///x").unwrap();
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! A container of the shim's sandbox.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use crate::error::ShimError;
+use crate::process::{Process, Stage, lock};
+use crate::rootfs::RootFs;
+
+/// A container that containerd knows.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    /// The directory on the host that its root file system was made from.
+    pub(crate) root: PathBuf,
+    pub(crate) is_paused: AtomicBool,
+    pub(crate) init: Arc<Process>,
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+    /// Unmounted when it goes.
+    _rootfs: RootFs,
+}
+
+impl Container {
+    pub(crate) fn new(id: String, bundle: PathBuf, root: PathBuf, init: Process, rootfs: RootFs) -> Self {
+        Self {
+            id,
+            bundle,
+            root,
+            is_paused: AtomicBool::new(false),
+            init: Arc::new(init),
+            execs: Mutex::default(),
+            _rootfs: rootfs,
+        }
+    }
+
+    /// The first process, or a further one.
+    pub(crate) fn process(&self, exec: &str) -> Result<Arc<Process>, ShimError> {
+        if exec.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        lock(&self.execs)
+            .get(exec)
+            .cloned()
+            .ok_or_else(|| ShimError::NoProcess {
+                container: self.id.clone(),
+                exec: exec.into(),
+            })
+    }
+
+    /// Adds a further process.
+    pub(crate) fn add(&self, process: Process) -> Result<(), ShimError> {
+        let mut execs = lock(&self.execs);
+        if execs.contains_key(&process.id.exec) {
+            return Err(ShimError::Exists(format!(
+                "process {} of container {}",
+                process.id.exec, self.id
+            )));
+        }
+        execs.insert(process.id.exec.clone(), Arc::new(process));
+        Ok(())
+    }
+
+    /// Forgets a further process.
+    pub(crate) fn forget(&self, exec: &str) {
+        lock(&self.execs).remove(exec);
+    }
+
+    /// All processes that have not ended, the first one last: containerd hears of its end after that of all others.
+    pub(crate) fn living(&self) -> Vec<Arc<Process>> {
+        let mut all: Vec<_> = lock(&self.execs).values().cloned().collect();
+        all.push(Arc::clone(&self.init));
+        all.retain(|process| !matches!(*process.stage(), Stage::Exited(_) | Stage::Added(_)));
+        all
+    }
+}

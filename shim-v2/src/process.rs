@@ -1,0 +1,153 @@
+//! A process of a container, as containerd sees it: its stage and its streams.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use husk_sandbox::agent;
+use husk_sandbox::guest::ProcessId;
+use husk_sandbox::relay::Relay;
+
+use crate::stdio::{Logger, Stdio};
+
+/// How long a deleted process's last output is waited for, as runc's shim does.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
+
+/// How a process has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// The exit code, or 128 and the signal's number.
+    pub(crate) status: u32,
+    pub(crate) at: SystemTime,
+}
+
+impl Exit {
+    /// The end of what goes down with its machine.
+    pub(crate) fn killed() -> Self {
+        Self {
+            status: 137,
+            at: SystemTime::now(),
+        }
+    }
+}
+
+/// Where a process is on its way.
+#[derive(Debug)]
+pub(crate) enum Stage {
+    /// Named, and not made yet.
+    Added(Box<agent::Process>),
+    /// Made, and not executed yet.
+    Created,
+    /// It is being executed; how it has ended, if it has before that is known.
+    Starting(Option<Exit>),
+    Running,
+    Exited(Exit),
+}
+
+/// A process of a container.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) id: ProcessId,
+    pub(crate) stdio: Stdio,
+    stage: Mutex<Stage>,
+    /// Told when the stage is [`Stage::Exited`].
+    exited: Condvar,
+    streams: Mutex<Streams>,
+}
+
+/// What copies the streams.
+#[derive(Debug, Default)]
+struct Streams {
+    relay: Option<Relay>,
+    logger: Option<Logger>,
+    /// No more input, asked for before there was any.
+    is_closed: bool,
+}
+
+impl Process {
+    pub(crate) fn new(id: ProcessId, stdio: Stdio, stage: Stage) -> Self {
+        Self {
+            id,
+            stdio,
+            stage: Mutex::new(stage),
+            exited: Condvar::new(),
+            streams: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn stage(&self) -> MutexGuard<'_, Stage> {
+        lock(&self.stage)
+    }
+
+    /// Says that it has ended; `stage` is its own.
+    pub(crate) fn exit(&self, mut stage: MutexGuard<'_, Stage>, exit: Exit) {
+        *stage = Stage::Exited(exit);
+        drop(stage);
+        self.exited.notify_all();
+        if let Some(relay) = &lock(&self.streams).relay {
+            relay.exited();
+        }
+    }
+
+    /// Waits until it has ended, however long that takes.
+    pub(crate) fn wait(&self) -> Exit {
+        let mut stage = self.stage();
+        loop {
+            if let Stage::Exited(exit) = *stage {
+                return exit;
+            }
+            stage = self.exited.wait(stage).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The same for a limited time.
+    pub(crate) fn wait_for(&self, limit: Duration) -> Option<Exit> {
+        let is_there = |stage: &mut Stage| !matches!(stage, Stage::Exited(_));
+        let wait = self.exited.wait_timeout_while(self.stage(), limit, is_there);
+        match *wait.unwrap_or_else(PoisonError::into_inner).0 {
+            Stage::Exited(exit) => Some(exit),
+            _ => None,
+        }
+    }
+
+    /// Takes over what copies its streams.
+    pub(crate) fn carry(&self, relay: Relay, logger: Option<Logger>) {
+        let mut streams = lock(&self.streams);
+        if streams.is_closed {
+            relay.close_stdin();
+        }
+        (streams.relay, streams.logger) = (Some(relay), logger);
+    }
+
+    /// Nothing more comes on its stdin.
+    pub(crate) fn close_stdin(&self) {
+        let mut streams = lock(&self.streams);
+        streams.is_closed = true;
+        if let Some(relay) = &streams.relay {
+            relay.close_stdin();
+        }
+    }
+
+    /// Waits for its last output, for a short time.
+    pub(crate) fn finish(&self) {
+        let mut streams = lock(&self.streams);
+        let is_whole = streams
+            .relay
+            .take()
+            .is_none_or(|relay| relay.finish_within(LAST_OUTPUT));
+        if !is_whole {
+            tracing::info!(
+                container = self.id.container,
+                exec = self.id.exec,
+                "output is left that nobody takes"
+            );
+        }
+        if let Some(logger) = streams.logger.take() {
+            logger.finish();
+        }
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these locks guard is whole whatever happened to the thread that held them.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,181 @@
+//! What a container uses, in containerd's form for cgroup v2, which the guest has whatever its host has.
+
+use containerd_shim_protos::cgroups_v2::metrics::{
+    CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PSIData, PSIStats, PidsStat,
+};
+use husk_sandbox::agent::{Pressure, PressureLine, StatsResponse};
+use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
+
+/// containerd's name of the form.
+const TYPE: &str = "io.containerd.cgroups.v2.Metrics";
+
+/// What a container uses, as containerd passes it on.
+pub(crate) fn message(stats: &StatsResponse) -> Any {
+    Any {
+        type_url: TYPE.into(),
+        // A message that this program has made itself can be written.
+        value: metrics(stats).write_to_bytes().unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+fn metrics(stats: &StatsResponse) -> Metrics {
+    let event = |name: &str| stats.memory_events.get(name).copied().unwrap_or_default();
+    Metrics {
+        pids: Some(PidsStat {
+            current: stats.pids_current,
+            limit: stats.pids_limit,
+            ..Default::default()
+        })
+        .into(),
+        cpu: Some(CPUStat {
+            usage_usec: stats.cpu_usage_us,
+            user_usec: stats.cpu_user_us,
+            system_usec: stats.cpu_system_us,
+            nr_periods: stats.cpu_periods,
+            nr_throttled: stats.cpu_throttled_periods,
+            throttled_usec: stats.cpu_throttled_us,
+            nr_bursts: stats.cpu_bursts,
+            burst_usec: stats.cpu_burst_us,
+            psi: pressure(&stats.cpu_pressure),
+            ..Default::default()
+        })
+        .into(),
+        memory: Some(memory(stats)).into(),
+        io: Some(IOStat {
+            usage: stats.io.iter().map(device).collect(),
+            psi: pressure(&stats.io_pressure),
+            ..Default::default()
+        })
+        .into(),
+        hugetlb: stats.hugepages.iter().map(hugepages).collect(),
+        memory_events: Some(MemoryEvents {
+            low: event("low"),
+            high: event("high"),
+            max: event("max"),
+            oom: event("oom"),
+            oom_kill: event("oom_kill"),
+            oom_group_kill: event("oom_group_kill"),
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    }
+}
+
+fn memory(stats: &StatsResponse) -> MemoryStat {
+    let of = |name: &str| stats.memory.get(name).copied().unwrap_or_default();
+    MemoryStat {
+        anon: of("anon"),
+        file: of("file"),
+        kernel_stack: of("kernel_stack"),
+        slab: of("slab"),
+        sock: of("sock"),
+        shmem: of("shmem"),
+        file_mapped: of("file_mapped"),
+        file_dirty: of("file_dirty"),
+        file_writeback: of("file_writeback"),
+        anon_thp: of("anon_thp"),
+        inactive_anon: of("inactive_anon"),
+        active_anon: of("active_anon"),
+        inactive_file: of("inactive_file"),
+        active_file: of("active_file"),
+        unevictable: of("unevictable"),
+        slab_reclaimable: of("slab_reclaimable"),
+        slab_unreclaimable: of("slab_unreclaimable"),
+        pgfault: of("pgfault"),
+        pgmajfault: of("pgmajfault"),
+        workingset_refault: of("workingset_refault_anon") + of("workingset_refault_file"),
+        workingset_activate: of("workingset_activate_anon") + of("workingset_activate_file"),
+        workingset_nodereclaim: of("workingset_nodereclaim"),
+        pgrefill: of("pgrefill"),
+        pgscan: of("pgscan"),
+        pgsteal: of("pgsteal"),
+        pgactivate: of("pgactivate"),
+        pgdeactivate: of("pgdeactivate"),
+        pglazyfree: of("pglazyfree"),
+        pglazyfreed: of("pglazyfreed"),
+        thp_fault_alloc: of("thp_fault_alloc"),
+        thp_collapse_alloc: of("thp_collapse_alloc"),
+        usage: stats.memory_current,
+        usage_limit: match stats.memory_limit {
+            // As the kernel says it of a container without a limit.
+            0 => u64::MAX,
+            limit => limit,
+        },
+        swap_usage: stats.swap_current,
+        swap_limit: stats.swap_limit.unwrap_or(u64::MAX),
+        max_usage: stats.memory_peak,
+        swap_max_usage: stats.swap_peak,
+        psi: pressure(&stats.memory_pressure),
+        ..Default::default()
+    }
+}
+
+fn device(stats: &husk_sandbox::agent::IoStats) -> IOEntry {
+    IOEntry {
+        major: stats.major.into(),
+        minor: stats.minor.into(),
+        rbytes: stats.read_bytes,
+        wbytes: stats.written_bytes,
+        rios: stats.reads,
+        wios: stats.writes,
+        ..Default::default()
+    }
+}
+
+fn hugepages(stats: &husk_sandbox::agent::HugepageStats) -> HugeTlbStat {
+    HugeTlbStat {
+        current: stats.current,
+        max: stats.max,
+        pagesize: stats.size.clone(),
+        failcnt: stats.failures,
+        ..Default::default()
+    }
+}
+
+fn pressure(pressure: &MessageField<Pressure>) -> MessageField<PSIStats> {
+    let line = |line: &MessageField<PressureLine>| {
+        let data = line.as_ref().map(|line| PSIData {
+            avg10: line.avg10,
+            avg60: line.avg60,
+            avg300: line.avg300,
+            total: line.total_us,
+            ..Default::default()
+        });
+        MessageField::from(data)
+    };
+    let stats = pressure.as_ref().map(|pressure| PSIStats {
+        some: line(&pressure.some),
+        full: line(&pressure.full),
+        ..Default::default()
+    });
+    stats.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_arrive_in_their_places() {
+        let stats = StatsResponse {
+            cpu_usage_us: 7,
+            memory_current: 4096,
+            pids_current: 3,
+            memory: [("anon".to_owned(), 11)].into(),
+            memory_events: [("oom_kill".to_owned(), 2)].into(),
+            ..Default::default()
+        };
+        let any = message(&stats);
+        assert_eq!(any.type_url, TYPE);
+        let metrics = Metrics::parse_from_bytes(&any.value).unwrap();
+        assert_eq!((metrics.cpu.usage_usec, metrics.pids.current), (7, 3));
+        assert_eq!((metrics.memory.usage, metrics.memory.anon), (4096, 11));
+        assert_eq!(
+            (metrics.memory.usage_limit, metrics.memory_events.oom_kill),
+            (u64::MAX, 2)
+        );
+    }
+}
