@@ -11,7 +11,7 @@ use husk_tests::{Containerd, Host, Outcome, Release, Terminal, busybox};
 const RUNC: &str = "io.containerd.runc.v2";
 
 /// The runtimes with which each case runs, one after the other.
-const RUNTIMES: &[&str] = &[RUNC];
+const RUNTIMES: &[&str] = &[RUNC, "io.containerd.husk.v2"];
 
 /// A containerd, one of the runtimes, and the tests' image.
 struct Peer<'h> {

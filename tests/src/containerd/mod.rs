@@ -207,8 +207,10 @@ impl Drop for Containerd<'_> {
         if self.has_run {
             let _ = fs::remove_dir_all(RUN);
         }
-        // The shim names a root directory below husk's for each namespace of containerd's. Runtimes make it and keep it; a
-        // container in it would keep it from being removed.
-        let _ = fs::remove_dir(self.host.run_directory().join("default"));
+        // The shims make a directory for each namespace of containerd's and keep it. A container in it would keep it from being
+        // removed.
+        for directory in ["default", "containerd/default", "containerd"] {
+            let _ = fs::remove_dir(self.host.run_directory().join(directory));
+        }
     }
 }
