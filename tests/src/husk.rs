@@ -281,6 +281,12 @@ impl<'h> Husk<'h> {
         self.start_with(&verb, None::<[&str; 0]>)
     }
 
+    /// Any other command of husk's, for whoever starts it in another way.
+    pub(crate) fn into_command<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Command {
+        let verb = self.take_words(words);
+        self.build(verb, None::<[&str; 0]>)
+    }
+
     /// The first of the words; the others become options.
     fn take_words<S: AsRef<OsStr>>(&mut self, words: impl IntoIterator<Item = S>) -> OsString {
         let mut words = words.into_iter().map(|word| word.as_ref().to_owned());

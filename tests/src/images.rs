@@ -14,7 +14,8 @@ use crate::Tar;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+/// An uncompressed layer's media type.
+pub(crate) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

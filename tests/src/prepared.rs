@@ -34,6 +34,14 @@ pub fn debian_kernel() -> PathBuf {
     directory("HUSK_TEST_DEBIAN_KERNEL")
 }
 
+/// The directory of `containerd`, `ctr` and `containerd-shim-runc-v2`.
+///
+/// # Panics
+/// `HUSK_TEST_CONTAINERD` is not set.
+pub fn containerd() -> PathBuf {
+    directory("HUSK_TEST_CONTAINERD")
+}
+
 fn directory(name: &str) -> PathBuf {
     let path = std::env::var_os(name)
         .filter(|value| !value.is_empty())

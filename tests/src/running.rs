@@ -144,6 +144,16 @@ impl<'h> Running<'h> {
         self.await_until(text, |running| contains(&running.stdout.bytes, text))
     }
 
+    /// Waits until stdout holds more than now.
+    ///
+    /// # Panics
+    /// It ends before.
+    #[track_caller]
+    pub(crate) fn await_more_output(&mut self) -> &mut Self {
+        let now = self.stdout.bytes.len();
+        self.await_until("more", |running| running.stdout.bytes.len() > now)
+    }
+
     /// Waits until stderr holds `text`.
     #[track_caller]
     pub fn await_complaint(&mut self, text: &str) -> &mut Self {

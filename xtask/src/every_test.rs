@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::host::Kernel;
 use crate::workspace;
-use crate::{build, place, process, setup, step, trees};
+use crate::{build, peers, place, process, setup, step, trees};
 
 /// For all end-to-end tests together.
 const LIMIT: Duration = Duration::from_secs(45 * 60);
@@ -23,15 +23,36 @@ pub(crate) enum Only {
     EndToEnd,
 }
 
-/// Runs the tests whose names hold the filter; gives the exit code.
-pub(crate) fn run(only: Only, filter: &[OsString]) -> Result<i32> {
+/// What the caller asked for.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) only: Only,
+    /// The peer that is the containerd of the end-to-end tests, besides Debian's.
+    pub(crate) containerd: String,
+    /// Tests whose names hold one of these.
+    pub(crate) filter: Vec<OsString>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            only: Only::default(),
+            containerd: peers::NEWEST.to_owned(),
+            filter: Vec::new(),
+        }
+    }
+}
+
+/// Runs the tests; gives the exit code.
+pub(crate) fn run(options: &Options) -> Result<i32> {
+    let (only, filter) = (options.only, &options.filter);
     setup::ensure(setup::BUILD)?;
     if only != Only::EndToEnd {
         setup::ensure(setup::UNIT)?;
         setup::ensure_rust_target(workspace::BARE_TARGET)?;
         unit(filter)?;
     }
-    if only != Only::Unit { end_to_end(filter) } else { Ok(0) }
+    if only != Only::Unit { end_to_end(options) } else { Ok(0) }
 }
 
 /// Many of them run real machines and processes side by side, as fast as the machine lets them. If one fails, all are run
@@ -54,8 +75,9 @@ fn unit(filter: &[OsString]) -> Result<()> {
     })
 }
 
-fn end_to_end(filter: &[OsString]) -> Result<i32> {
+fn end_to_end(options: &Options) -> Result<i32> {
     let programs = build::run()?;
+    let containerd = peers::build(&options.containerd)?;
     let tests = build_tests()?;
     let kernel = Kernel::ensure()?;
     let environment = vec![
@@ -63,6 +85,7 @@ fn end_to_end(filter: &[OsString]) -> Result<i32> {
         ("HUSK_TEST_BIN", programs.into_os_string()),
         ("HUSK_TEST_BUSYBOX", trees::busybox()?.into_os_string()),
         ("HUSK_TEST_DEBIAN", trees::debian()?.into_os_string()),
+        ("HUSK_TEST_CONTAINERD", containerd.into_os_string()),
         ("HUSK_TEST_DEBIAN_KERNEL", kernel.compressed_image().into_os_string()),
     ];
     step("end-to-end tests");
@@ -72,7 +95,7 @@ fn end_to_end(filter: &[OsString]) -> Result<i32> {
     ];
     command.extend(tests.map(PathBuf::into_os_string));
     command.push("--".into());
-    command.extend(filter.iter().cloned());
+    command.extend(options.filter.iter().cloned());
     place::run(command, environment, LIMIT)
 }
 

@@ -7,7 +7,9 @@ mod demo;
 mod each_test;
 mod every_test;
 mod fuzz;
+mod go;
 mod host;
+mod peers;
 mod place;
 mod process;
 mod setup;
@@ -37,6 +39,7 @@ Tasks:
   bench  Measure husk: start and end, exits, memory, disk, vsock; table, JSON and pictures
   build  Build husk, husk-vmm, the agent and the guest's kernel
   setup  Install what the other tasks need; they also do it themselves
+  peers  Build other projects' programs that the tests run husk with; `test` builds those that it needs
   host   Run a command in the emulated host, a machine with KVM in software
 
 `cargo xtask TASK --help` tells more.";
@@ -76,12 +79,29 @@ Without hardware virtualization the end-to-end tests run in the emulated host, a
 process of its own. One that fails is tried once more at the end; both tries are shown.
 
 Options:
-      --only unit|e2e  One kind alone
-  -h, --help           This text
+      --only unit|e2e    One kind alone
+      --containerd PEER  The containerd of the tests, besides Debian's [default: containerd-2.4]
+  -h, --help             This text
 
 Examples:
   cargo xtask test
-  cargo xtask test --only e2e exec";
+  cargo xtask test --only e2e exec
+  cargo xtask test --only e2e --containerd containerd-1.7 containerd";
+
+const PEERS_HELP: &str = "\
+Build programs of other projects, of pinned versions, that the end-to-end tests run husk with, and print the directories
+in which they are. What is built already is not built again. Without NAME: all.
+
+Usage: cargo xtask peers [NAME]...
+
+Names: the directories in tests/peers. Needs Go; where none that is new enough is installed it is downloaded.
+
+Options:
+  -h, --help  This text
+
+Examples:
+  cargo xtask peers
+  cargo xtask peers containerd-1.7";
 
 const FUZZ_HELP: &str = "\
 Fuzz the targets of fuzz/, one after the other, until one fails.
@@ -154,7 +174,7 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
             None => help(HOST_HELP),
         },
         Some(Value(task)) if task == "test" => match test_options(&mut arguments)? {
-            Some((only, filter)) => every_test::run(only, &filter),
+            Some(options) => every_test::run(&options),
             None => help(TEST_HELP),
         },
         Some(Value(task)) if task == "bench" => match bench_options(&mut arguments)? {
@@ -171,6 +191,7 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
             each_test::run(&programs, &filter)
         }
         Some(Value(task)) if task == "fuzz" => fuzz_task(&mut arguments),
+        Some(Value(task)) if task == "peers" => peers_task(&mut arguments),
         Some(Value(task)) if task == "demo" => end_of(&mut arguments).and_then(|()| demo::run()),
         Some(Value(task)) if task == "build" => {
             end_of(&mut arguments)?;
@@ -232,24 +253,37 @@ fn fuzz_task(arguments: &mut lexopt::Parser) -> Result<i32> {
     }
 }
 
+fn peers_task(arguments: &mut lexopt::Parser) -> Result<i32> {
+    let mut names = Vec::new();
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("help") | Short('h') => return help(PEERS_HELP),
+            Value(name) => names.push(name.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    peers::run(&names)
+}
+
 /// None: help was asked for.
-fn test_options(arguments: &mut lexopt::Parser) -> Result<Option<(every_test::Only, Vec<OsString>)>> {
-    let (mut only, mut filter) = (every_test::Only::All, Vec::new());
+fn test_options(arguments: &mut lexopt::Parser) -> Result<Option<every_test::Options>> {
+    let mut options = every_test::Options::default();
     while let Some(argument) = arguments.next()? {
         match argument {
             Long("only") => {
-                only = match arguments.value()?.string()?.as_str() {
+                options.only = match arguments.value()?.string()?.as_str() {
                     "unit" => every_test::Only::Unit,
                     "e2e" => every_test::Only::EndToEnd,
                     other => bail!("--only is unit or e2e, not {other:?}"),
                 }
             }
+            Long("containerd") => options.containerd = arguments.value()?.string()?,
             Long("help") | Short('h') => return Ok(None),
-            Value(word) => filter.push(word),
+            Value(word) => options.filter.push(word),
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(Some((only, filter)))
+    Ok(Some(options))
 }
 
 /// None: help was asked for.

@@ -76,6 +76,13 @@ pub(crate) const TEST: &[Need] = &[
     Need::new("runc", "runc"),
 ];
 
+/// For downloading Go.
+pub(crate) const GO: &[Need] = &[
+    Need::new("curl", "curl"),
+    Need::new("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
+    Need::new("unzip", "unzip"),
+];
+
 /// For measurements, besides: the runtimes that husk is compared with.
 pub(crate) const BENCH: &[Need] = &[
     Need::new("busybox", "busybox-static"),

@@ -1,0 +1,322 @@
+//! What a runtime's shim does while nothing goes wrong.
+
+use husk_tests::{Event, Release};
+
+use super::{Peer, cases};
+
+cases! {
+    exit_codes,
+    streams,
+    input,
+    output_is_complete,
+    terminals,
+    execs,
+    users,
+    signals,
+    pause,
+    figures,
+    detached_and_attached,
+    events,
+    deletion_of_a_running_task,
+    read_only,
+    snapshotters,
+    at_once,
+}
+
+/// A process that can be told to end: it says so when it is ready to be, by a file.
+const WAITS: &str = "trap 'exit 9' TERM; touch /ready; while :; do sleep 1000 & wait; done";
+
+fn exit_codes(peer: &mut Peer<'_>) {
+    peer.once("zero", &["true"]).exits(0).prints("").is_quiet();
+    peer.once("seven", &["sh", "-c", "exit 7"])
+        .exits(7)
+        .prints("")
+        .is_quiet();
+    let missing = peer.once("missing", &["/no/such"]);
+    missing
+        .exits(1)
+        .prints("")
+        .mentions(&["/no/such", "no such file or directory"]);
+    let plain = peer.once("plain", &["/opt/plain"]);
+    plain.exits(1).prints("").mentions(&["/opt/plain", "permission denied"]);
+}
+
+fn streams(peer: &mut Peer<'_>) {
+    let told = peer.once("streams", &["sh", "-c", "echo out; echo err >&2; printf unfinished"]);
+    told.exits(0).prints("out\nunfinished").complains("err\n");
+    // A process that stays in the background has the streams and does not keep the container from its end.
+    let told = peer.once("background", &["sh", "-c", "sleep 1000 & echo out; exit 3"]);
+    told.exits(3).prints("out\n");
+}
+
+fn input(peer: &mut Peer<'_>) {
+    // ctr forgets that its stdin has ended if that is before the task is made: so it ends when the process has answered.
+    let start = |words: Vec<String>| {
+        let (husk, words) = peer.containerd.ctr(words);
+        let mut running = husk.open_input().start_command(words);
+        running.await_output("up\n");
+        running
+    };
+    let mut echo = start(peer.words(&["--rm"], "echo", &["sh", "-c", "echo up; cat; echo end"]));
+    echo.send("hello\n").await_output("hello\n").end_input();
+    echo.finish().exits(0).prints("up\nhello\nend\n");
+    let mut much = start(peer.words(&["--rm"], "much", &["sh", "-c", "echo up; wc -c"]));
+    much.send(vec![b'x'; 1 << 20]).end_input();
+    much.finish().exits(0).prints("up\n1048576\n");
+    peer.detached("box", WAITS);
+    let exec = Peer::exec_words("box", "cat", &["sh", "-c", "echo up; wc -c; exit 4"]);
+    let mut exec = start(exec.iter().map(|word| (*word).to_owned()).collect());
+    exec.send("12345").end_input();
+    exec.finish().exits(4).prints("up\n5\n");
+    peer.remove("box");
+}
+
+fn output_is_complete(peer: &mut Peer<'_>) {
+    let script = "head -c 1048576 /dev/zero | tr '\\0' x; head -c 65537 /dev/zero | tr '\\0' y >&2";
+    let told = peer.once("much", &["sh", "-c", script]);
+    told.exits(0).prints(&"x".repeat(1 << 20)).complains(&"y".repeat(65537));
+}
+
+fn terminals(peer: &mut Peer<'_>) {
+    // The size comes after the process has begun.
+    let sized = |size: &str| format!("until [ \"$(stty size)\" = '{size}' ]; do sleep 0.1; done; echo size=$((6*7))\n");
+    let mut terminal = peer.on_terminal(peer.words(&["--rm", "-t"], "tty", &["sh"]));
+    terminal
+        .shows("#")
+        .types("tty; echo $((6*7))\n")
+        .shows("/dev/")
+        .shows("42");
+    terminal.types(sized("50 132")).shows("size=42");
+    terminal.resize(24, 80).types(sized("24 80")).shows("size=42");
+    terminal.types("exit 3\n");
+    terminal.finish().exits(3);
+    peer.detached("box", WAITS);
+    let mut terminal = peer.on_terminal(["tasks", "exec", "--exec-id", "e", "-t", "box", "sh"]);
+    terminal
+        .shows("#")
+        .types(sized("50 132"))
+        .shows("size=42")
+        .types("exit 4\n");
+    terminal.finish().exits(4);
+    peer.remove("box");
+}
+
+fn execs(peer: &mut Peer<'_>) {
+    peer.detached("box", WAITS);
+    let told = peer.exec("box", "one", &["sh", "-c", "echo inside; echo err >&2; exit 5"]);
+    told.exits(5).prints("inside\n").complains("err\n");
+    // An id is free again when its process has been deleted.
+    peer.exec("box", "one", &["cat", "/upper"]).exits(0).prints("upper\n");
+    let missing = peer.exec("box", "none", &["/no/such"]);
+    missing
+        .exits(1)
+        .prints("")
+        .mentions(&["/no/such", "no such file or directory"]);
+    peer.exec("box", "after", &["pwd"]).exits(0).prints("/\n");
+    let told = peer
+        .containerd
+        .run(["tasks", "exec", "--exec-id", "e", "--cwd", "/tmp", "box", "pwd"]);
+    told.exits(0).prints("/tmp\n");
+    peer.remove("box");
+}
+
+fn users(peer: &mut Peer<'_>) {
+    peer.detached("box", WAITS);
+    let who = ["sh", "-c", "id -u; id -g"];
+    for user in ["tester", "1234"] {
+        let words = [&["tasks", "exec", "--exec-id", "e", "--user", user, "box"], &who[..]].concat();
+        peer.containerd.run(words).exits(0).prints("1234\n1235\n");
+    }
+    peer.remove("box");
+    // The ctr of 1.6 has no such option.
+    if peer.release == Release::Built {
+        let words = peer.words(&["--rm", "--user", "1234:29"], "user", &who);
+        peer.containerd.run(words).exits(0).prints("1234\n29\n");
+    }
+}
+
+fn signals(peer: &mut Peer<'_>) {
+    let mut events = peer.containerd.events();
+    peer.detached("box", WAITS);
+    peer.await_file("box", "/ready");
+    peer.task(&["kill", "box"]).exits(0);
+    assert_eq!(events.until_end("box"), 9);
+    peer.task(&["list"]).exits(0).says("STOPPED");
+    let again = peer.task(&["kill", "box"]);
+    again.exits(1).mentions(&["process already finished", "not found"]);
+    peer.task(&["delete", "box"]).exits(0).mentions(&["exit code 9"]);
+    peer.containerd.run(["containers", "delete", "box"]).exits(0);
+    peer.detached("hard", "trap '' TERM; touch /ready; while :; do sleep 1000; done");
+    peer.await_file("hard", "/ready");
+    peer.task(&["kill", "hard"]).exits(0);
+    peer.task(&["list"]).exits(0).says("RUNNING");
+    peer.task(&["kill", "--signal", "SIGKILL", "hard"]).exits(0);
+    assert_eq!(events.until_end("hard"), 137);
+    peer.task(&["delete", "hard"]).exits(0).mentions(&["exit code 137"]);
+    peer.containerd.run(["containers", "delete", "hard"]).exits(0);
+}
+
+fn pause(peer: &mut Peer<'_>) {
+    peer.detached("box", WAITS);
+    peer.task(&["pause", "box"]).exits(0);
+    peer.task(&["list"]).exits(0).says("PAUSED");
+    let refused = peer.exec("box", "e", &["true"]);
+    refused.exits(1).mentions(&["paused"]);
+    peer.task(&["resume", "box"]).exits(0);
+    peer.task(&["list"]).exits(0).says("RUNNING");
+    peer.exec("box", "f", &["echo", "resumed"]).exits(0).prints("resumed\n");
+    // What is paused can be killed.
+    let mut events = peer.containerd.events();
+    peer.task(&["pause", "box"]).exits(0);
+    peer.task(&["kill", "--signal", "SIGKILL", "box"]).exits(0);
+    assert_eq!(events.until_end("box"), 137);
+    peer.task(&["delete", "box"]).exits(0);
+    peer.containerd.run(["containers", "delete", "box"]).exits(0);
+}
+
+fn figures(peer: &mut Peer<'_>) {
+    peer.detached("box", WAITS);
+    let metrics = peer.task(&["metrics", "--format", "json", "box"]);
+    let metrics: serde_json::Value = serde_json::from_str(metrics.exits(0).stdout()).unwrap();
+    for (part, figure) in [("memory", "usage"), ("cpu", "usage_usec"), ("pids", "current")] {
+        assert!(
+            metrics[part][figure].as_u64().is_some_and(|value| value > 0),
+            "{part}.{figure} in {metrics}"
+        );
+    }
+    let told = peer.task(&["ps", "box"]);
+    let pids = told.exits(0).stdout().lines().skip(1);
+    let pids: Vec<u32> = pids
+        .map(|line| line.split_whitespace().next().unwrap().parse().unwrap())
+        .collect();
+    assert!(!pids.is_empty(), "{told}");
+    let listed = peer.task(&["list"]);
+    let line = listed
+        .exits(0)
+        .stdout()
+        .lines()
+        .find(|line| line.starts_with("box "))
+        .unwrap();
+    let pid: u32 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(pids.contains(&pid), "the task's process in {told}");
+    peer.remove("box");
+}
+
+fn detached_and_attached(peer: &mut Peer<'_>) {
+    let mut events = peer.containerd.events();
+    peer.detached(
+        "box",
+        "echo first; until [ -e /go ]; do sleep 0.1; done; echo last; exit 7",
+    );
+    // What was said before somebody listened was kept for the first who does.
+    let (husk, words) = peer.containerd.ctr(["tasks", "attach", "box"]);
+    let mut attached = husk.open_input().start_command(words);
+    attached.await_output("first\n");
+    peer.exec("box", "go", &["touch", "/go"]).exits(0);
+    attached.finish().exits(7).prints("first\nlast\n");
+    assert_eq!(events.until_end("box"), 7);
+    peer.containerd.run(["containers", "delete", "box"]).exits(0);
+}
+
+fn events(peer: &mut Peer<'_>) {
+    // runc's shim of containerd 2 ends without having told of all that happened when its task was deleted.
+    let tells_all = !(peer.is_runc() && peer.release == Release::Built);
+    let is_last = |event: &Event| {
+        if tells_all {
+            event.topic == "delete"
+        } else {
+            event.is_end()
+        }
+    };
+    let are = |seen: &[Event], topics: &[&str]| {
+        let seen_topics: Vec<_> = seen.iter().map(|event| &*event.topic).collect();
+        let is_told = |topic: &&str| tells_all || *topic != "delete";
+        let topics: Vec<_> = topics.iter().copied().filter(is_told).collect();
+        assert_eq!(seen_topics, topics, "{seen:?}");
+    };
+    let mut events = peer.containerd.events();
+    for round in 0..5 {
+        let id = format!("quick-{round}");
+        // It may end before Start has answered.
+        if tells_all {
+            peer.once(&id, &["sh", "-c", "exit 7"]).exits(7);
+        } else {
+            peer.detached(&id, "exit 7");
+            events.until_end(&id);
+            peer.task(&["delete", &id]).exits(0);
+            peer.containerd.run(["containers", "delete", &id]).exits(0);
+        }
+        let seen = events.until(&id, is_last);
+        are(&seen, &["create", "start", "exit", "delete"]);
+        assert_eq!(seen[2].body["id"], *id, "{seen:?}");
+        for end in &seen[2..] {
+            let expected = (&seen[0].body["pid"], &7.into());
+            assert_eq!((&end.body["pid"], &end.body["exit_status"]), expected, "{seen:?}");
+        }
+    }
+    peer.detached("box", WAITS);
+    peer.exec("box", "e", &["sh", "-c", "exit 5"]).exits(5);
+    let seen = events.until("box", |event| event.topic == "exit");
+    are(&seen, &["create", "start", "exec-added", "exec-started", "exit"]);
+    assert_eq!(
+        (&seen[4].body["id"], &seen[4].body["exit_status"]),
+        (&"e".into(), &5.into()),
+        "{seen:?}"
+    );
+    peer.task(&["pause", "box"]).exits(0);
+    peer.task(&["resume", "box"]).exits(0);
+    peer.remove("box");
+    let seen = events.until("box", is_last).split_off(5);
+    are(&seen, &["paused", "resumed", "exit", "delete"]);
+    assert_eq!(
+        (&seen[2].body["id"], &seen[2].body["exit_status"]),
+        (&"box".into(), &137.into()),
+        "{seen:?}"
+    );
+}
+
+fn deletion_of_a_running_task(peer: &mut Peer<'_>) {
+    peer.detached("box", WAITS);
+    peer.task(&["delete", "box"])
+        .exits(1)
+        .mentions(&["must be stopped before deletion"]);
+    peer.containerd
+        .run(["containers", "delete", "box"])
+        .exits(1)
+        .mentions(&["non stopped"]);
+    peer.exec("box", "e", &["echo", "alive"]).exits(0).prints("alive\n");
+    peer.remove("box");
+}
+
+fn read_only(peer: &mut Peer<'_>) {
+    let words = peer.words(&["--rm", "--read-only"], "fixed", &["touch", "/x"]);
+    peer.containerd.run(words).exits(1).mentions(&["read-only file system"]);
+    peer.once("free", &["touch", "/x"]).exits(0);
+}
+
+fn snapshotters(peer: &mut Peer<'_>) {
+    for snapshotter in ["overlayfs", "native"] {
+        // Each container has a root of its own.
+        for id in ["one", "two"] {
+            let script =
+                "cat /upper; test ! -e /mine && echo mine > /mine && rm /upper && stat -c '%a %u %g' /tmp /opt/private";
+            let words = peer.words(&["--rm", "--snapshotter", snapshotter], id, &["sh", "-c", script]);
+            peer.containerd.run(words).exits(0).prints("upper\n1777 0 0\n600 0 0\n");
+        }
+    }
+}
+
+fn at_once(peer: &mut Peer<'_>) {
+    let start = |number: usize| {
+        let (id, script) = (format!("box-{number}"), format!("echo {number}; exit {number}"));
+        let (husk, words) = peer.containerd.ctr(peer.words(&["--rm"], &id, &["sh", "-c", &script]));
+        husk.start_command(words)
+    };
+    let running: Vec<_> = (0..10).map(start).collect();
+    for (number, running) in running.into_iter().enumerate() {
+        running
+            .finish()
+            .exits(number.try_into().unwrap())
+            .prints(&format!("{number}\n"));
+    }
+}

@@ -1,0 +1,216 @@
+//! containerd, Debian's and another version of it, with all of its files in the test's own directory.
+
+mod daemon;
+mod events;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use self::daemon::Daemon;
+pub use self::events::{Event, Events};
+use crate::images::{Compression, LAYER, Layout, config};
+use crate::podman::{remove_empty_cgroups, unmount_below};
+use crate::{Host, Husk, Outcome, Process, Tar, busybox, prepared, trees};
+
+/// Where containerd has the sockets of shims and the pipes of tasks, whatever its configuration says.
+const RUN: &str = "/run/containerd";
+/// The name that [`Containerd::import`] gives to what is not tagged with a whole name.
+const NAME: &str = "localhost/busybox";
+
+/// Which containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// Debian's: 1.6 in Debian 12.
+    Debian,
+    /// The one that `cargo xtask test` has built: the newest, or what its `--containerd` names.
+    Built,
+}
+
+/// A containerd; it ends when it is dropped.
+pub struct Containerd<'h> {
+    host: &'h Host,
+    directory: PathBuf,
+    programs: PathBuf,
+    daemon: Option<Daemon>,
+    /// Whether nobody else has [`RUN`].
+    has_run: bool,
+}
+
+impl<'h> Containerd<'h> {
+    /// Starts one and waits until it answers.
+    ///
+    /// # Panics
+    /// It does not.
+    pub fn start(host: &'h Host, release: Release) -> Self {
+        let directory = host.scratch().join("containerd");
+        fs::create_dir(&directory).expect("make containerd's directory");
+        let place = |name: &str| directory.join(name);
+        // Plugins that need what is not there, or that use directories of their own choice; versions ignore those of others.
+        let text = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\",\n\
+             \"io.containerd.cri.v1.runtime\", \"io.containerd.nri.v1.nri\", \"io.containerd.snapshotter.v1.btrfs\",\n\
+             \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.aufs\",\n\
+             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.internal.v1.opt\"]\n\
+             [grpc]\naddress = {:?}\n[debug]\naddress = \"\"\n",
+            place("root"),
+            place("state"),
+            place("socket"),
+        );
+        fs::write(place("config.toml"), text).expect("write containerd's configuration");
+        let programs = match release {
+            Release::Debian => PathBuf::from("/usr/bin"),
+            Release::Built => prepared::containerd(),
+        };
+        let mut containerd = Self {
+            host,
+            directory,
+            programs,
+            daemon: None,
+            has_run: !Path::new(RUN).exists(),
+        };
+        containerd.restart();
+        containerd
+    }
+
+    /// Starts it again, after a [`Containerd::crash`].
+    ///
+    /// # Panics
+    /// It does not answer.
+    pub fn restart(&mut self) {
+        // Shims are looked for in PATH, and so is runc by runc's.
+        let path = std::env::join_paths([
+            self.programs.clone(),
+            prepared::bin(),
+            "/usr/sbin".into(),
+            "/usr/bin".into(),
+            "/sbin".into(),
+            "/bin".into(),
+        ]);
+        let husk = self.host.husk().program(self.programs.join("containerd"));
+        let husk = husk.variable("PATH", path.expect("no colons"));
+        let config = self.directory.join("config.toml");
+        self.daemon = Some(Daemon::start(
+            husk.into_command(["--config", config.to_str().expect("UTF-8")]),
+        ));
+    }
+
+    /// Kills it; what it runs goes on running.
+    pub fn crash(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.end(Signal::SIGKILL);
+        }
+    }
+
+    /// `ctr WORDS`, to be run.
+    pub fn ctr<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> (Husk<'h>, Vec<String>) {
+        let socket = self.directory.join("socket");
+        let mut all = vec!["--address".to_owned(), socket.to_str().expect("UTF-8").to_owned()];
+        all.extend(
+            words
+                .into_iter()
+                .map(|word| word.as_ref().to_str().expect("UTF-8").to_owned()),
+        );
+        (self.host.husk().program(self.programs.join("ctr")), all)
+    }
+
+    /// `ctr WORDS`, to its end.
+    #[track_caller]
+    pub fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Outcome {
+        let (husk, words) = self.ctr(words);
+        husk.command(words)
+    }
+
+    /// Imports [`busybox`] and gives the image's name. It has two layers; the upper one is the file `/upper`.
+    ///
+    /// # Panics
+    /// It cannot be made or imported.
+    pub fn import(&self) -> String {
+        let archive = archive();
+        let archive = archive.to_str().expect("UTF-8");
+        self.run(["images", "import", "--base-name", NAME, archive]).exits(0);
+        format!("{NAME}:latest")
+    }
+
+    /// Listens to its events from now on.
+    ///
+    /// # Panics
+    /// None comes.
+    pub fn events(&self) -> Events<'h> {
+        Events::listen(self)
+    }
+
+    /// The shim of a container.
+    ///
+    /// # Panics
+    /// There is none.
+    #[track_caller]
+    pub fn shim(&self, id: &str) -> Process {
+        let id = format!(" -id {id} ");
+        let below = Process::descendants(std::process::id().cast_signed());
+        // The kernel keeps 15 bytes of a program's name.
+        let mut shims = below.into_iter().filter(|process| process.name == "containerd-shim");
+        let shim = shims.find(|process| format!("{process} ").contains(&id));
+        shim.expect("a shim with this container's id")
+    }
+
+    /// The options of `ctr run` that put husk in runc's place.
+    pub fn options(&self) -> [String; 4] {
+        let husk = prepared::bin().join("husk");
+        [
+            "--runc-binary".to_owned(),
+            husk.to_str().expect("UTF-8").to_owned(),
+            "--runc-root".to_owned(),
+            self.host.run_directory().to_str().expect("UTF-8").to_owned(),
+        ]
+    }
+}
+
+/// The archive of the image, made once.
+fn archive() -> PathBuf {
+    let archive = trees::shared().join("busybox.tar");
+    if archive.exists() {
+        return archive;
+    }
+    let mut pack = Command::new("tar");
+    pack.args(["--numeric-owner", "-C"])
+        .arg(busybox())
+        .args(["-cf", "-", "."]);
+    let packed = pack.output().expect("run tar");
+    assert!(packed.status.success(), "pack the image");
+    let upper = Tar::new().file("upper", 0o644, "upper\n").finish();
+    let mut layout = Layout::new();
+    let layers = [packed.stdout, upper].map(|layer| layout.blob(LAYER, &layer));
+    let mut configuration = config(json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]}));
+    // An uncompressed layer's identity is its digest.
+    configuration["rootfs"]["diff_ids"] = layers.iter().map(|layer| layer["digest"].clone()).collect();
+    let manifest = layout.manifest(&configuration, &layers);
+    layout.tag(manifest, "latest");
+    let unfinished = trees::shared().join(format!("busybox-{}.tar", std::process::id()));
+    layout.write_archive(&unfinished, Compression::None);
+    fs::rename(&unfinished, &archive).expect("rename the image's archive");
+    archive
+}
+
+impl Drop for Containerd<'_> {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.end(Signal::SIGTERM);
+        }
+        unmount_below(&self.directory);
+        remove_empty_cgroups(Path::new("/sys/fs/cgroup/default"));
+        if self.has_run {
+            let _ = fs::remove_dir_all(RUN);
+        }
+        // The shims make a directory for each namespace of containerd's and keep it. A container in it would keep it from being
+        // removed.
+        for directory in ["default", "containerd/default", "containerd"] {
+            let _ = fs::remove_dir(self.host.run_directory().join(directory));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Programs of other projects, of pinned versions, that the end-to-end tests run husk with: containerd in several.
+//!
+//! Each is a Go module below `tests/peers` that names the programs as its tools; its `go.sum` pins every source.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{cache, go, process, step, workspace};
+
+/// Changes when the way of building changes: what is in the cache is then not used.
+const RECIPE: u32 = 1;
+
+/// The containerd of the tests, besides Debian's.
+pub(crate) const NEWEST: &str = "containerd-2.4";
+
+/// Builds those that are named, or all; says where they are.
+pub(crate) fn run(names: &[String]) -> Result<i32> {
+    let all = names_of_all()?;
+    for name in if names.is_empty() { &all } else { names } {
+        println!("{}", build(name)?.display());
+    }
+    Ok(0)
+}
+
+/// The directory with a peer's programs, which are built when they are not in the cache.
+pub(crate) fn build(name: &str) -> Result<PathBuf> {
+    let all = names_of_all()?;
+    ensure!(
+        all.iter().any(|known| known == name),
+        "there is no peer {name:?}; there are {}",
+        all.join(", ")
+    );
+    let module = modules()?.join(name);
+    let go = go::ensure_go()?;
+    let key = format!("{RECIPE}-{}-{}", go.version, hash(&module)?);
+    let directory = cache::directory()?.join("peers").join(name).join(key);
+    let _lock = cache::lock(&format!("peer-{name}"))?;
+    if !directory.exists() {
+        step(&format!("building {name} (some minutes, once)"));
+        cache::build_directory(&directory, |partial| {
+            let mut build = Command::new(&go.program);
+            // All of it without C, so that the programs are static.
+            build
+                .args(["build", "-trimpath", "-ldflags=-s -w", "-o"])
+                .arg(partial)
+                .arg("tool")
+                .current_dir(&module)
+                .env("CGO_ENABLED", "0")
+                .env("GOFLAGS", "-mod=readonly")
+                .env("GOTOOLCHAIN", "local")
+                .env("GOWORK", "off")
+                .stdout(std::io::stderr());
+            process::run(&mut build).with_context(|| {
+                format!(
+                    "building {name}; its sources come from Go's module proxy (`go env GOPROXY`), \
+                     pinned by {}/go.sum",
+                    module.display()
+                )
+            })
+        })?;
+    }
+    Ok(directory)
+}
+
+/// Of what decides what is built.
+fn hash(module: &Path) -> Result<String> {
+    let mut sums = Command::new("sha256sum");
+    let told = process::output(sums.current_dir(module).args(["go.mod", "go.sum"]))?;
+    let sums: Vec<_> = told.lines().filter_map(|line| line.get(..16)).collect();
+    ensure!(sums.len() == 2, "sha256sum says no sums: {told:?}");
+    Ok(sums.join("-"))
+}
+
+fn names_of_all() -> Result<Vec<String>> {
+    let modules = modules()?;
+    let entries = fs::read_dir(&modules).with_context(|| format!("listing {}", modules.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn modules() -> Result<PathBuf> {
+    Ok(workspace::checkout()?.join("tests/peers"))
+}
