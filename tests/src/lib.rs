@@ -42,7 +42,7 @@ mod trees;
 pub use agent::kill_agent;
 pub use bundle::Bundle;
 pub use container::{Container, read_pid, wait_for};
-pub use containerd::{Containerd, Event, Events, Release};
+pub use containerd::{Containerd, Cri, Event, Events, Release};
 pub use devices::with_devices;
 pub use disk::SmallDisk;
 pub use host::Host;

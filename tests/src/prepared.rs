@@ -42,6 +42,14 @@ pub fn containerd() -> PathBuf {
     directory("HUSK_TEST_CONTAINERD")
 }
 
+/// The client of the CRI.
+///
+/// # Panics
+/// `HUSK_TEST_CRI` is not set.
+pub fn cri() -> PathBuf {
+    directory("HUSK_TEST_CRI")
+}
+
 fn directory(name: &str) -> PathBuf {
     let path = std::env::var_os(name)
         .filter(|value| !value.is_empty())

@@ -78,6 +78,7 @@ fn unit(filter: &[OsString]) -> Result<()> {
 fn end_to_end(options: &Options) -> Result<i32> {
     let programs = build::run()?;
     let containerd = peers::build(&options.containerd)?;
+    let cri = peers::build(peers::CRI)?;
     let tests = build_tests()?;
     let kernel = Kernel::ensure()?;
     let environment = vec![
@@ -86,6 +87,7 @@ fn end_to_end(options: &Options) -> Result<i32> {
         ("HUSK_TEST_BUSYBOX", trees::busybox()?.into_os_string()),
         ("HUSK_TEST_DEBIAN", trees::debian()?.into_os_string()),
         ("HUSK_TEST_CONTAINERD", containerd.into_os_string()),
+        ("HUSK_TEST_CRI", cri.join("cri").into_os_string()),
         ("HUSK_TEST_DEBIAN_KERNEL", kernel.compressed_image().into_os_string()),
     ];
     step("end-to-end tests");

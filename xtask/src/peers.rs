@@ -1,4 +1,5 @@
-//! Programs of other projects, of pinned versions, that the end-to-end tests run husk with: containerd in several.
+//! Programs of other projects, of pinned versions, that the end-to-end tests run husk with: containerd in several, and a
+//! client of its CRI.
 //!
 //! Each is a Go module below `tests/peers` that names the programs as its tools; its `go.sum` pins every source.
 
@@ -15,6 +16,8 @@ const RECIPE: u32 = 1;
 
 /// The containerd of the tests, besides Debian's.
 pub(crate) const NEWEST: &str = "containerd-2.4";
+/// A client of the CRI, of the project's own.
+pub(crate) const CRI: &str = "cri";
 
 /// Builds those that are named, or all; says where they are.
 pub(crate) fn run(names: &[String]) -> Result<i32> {
@@ -65,12 +68,19 @@ pub(crate) fn build(name: &str) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// Of what decides what is built.
+/// Of what decides what is built: all files of the module.
 fn hash(module: &Path) -> Result<String> {
+    let mut files: Vec<_> = fs::read_dir(module)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("listing {}", module.display()))?
+        .iter()
+        .map(fs::DirEntry::file_name)
+        .collect();
+    files.sort();
     let mut sums = Command::new("sha256sum");
-    let told = process::output(sums.current_dir(module).args(["go.mod", "go.sum"]))?;
+    let told = process::output(sums.current_dir(module).args(&files))?;
     let sums: Vec<_> = told.lines().filter_map(|line| line.get(..16)).collect();
-    ensure!(sums.len() == 2, "sha256sum says no sums: {told:?}");
+    ensure!(sums.len() == files.len(), "sha256sum says no sums: {told:?}");
     Ok(sums.join("-"))
 }
 

@@ -4,6 +4,7 @@
 //! Where versions of containerd differ, or runc's shim does what nobody would want, the case says so.
 
 mod faults;
+mod pods;
 mod tasks;
 
 use husk_tests::{Containerd, Host, Outcome, Release, Terminal, busybox};

@@ -1,6 +1,8 @@
-module husk/tests/peers/cri
+module peers.husk/cri
 
 go 1.26.0
+
+tool peers.husk/cri
 
 require (
 	google.golang.org/grpc v1.83.2

@@ -1,5 +1,6 @@
 //! containerd, Debian's and another version of it, with all of its files in the test's own directory.
 
+mod cri;
 mod daemon;
 mod events;
 
@@ -9,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
+pub use self::cri::Cri;
 use self::daemon::Daemon;
 pub use self::events::{Event, Events};
 use crate::images::{Compression, LAYER, Layout, config};
@@ -47,17 +49,32 @@ impl<'h> Containerd<'h> {
     /// # Panics
     /// It does not.
     pub fn start(host: &'h Host, release: Release) -> Self {
+        let cri = [
+            "io.containerd.grpc.v1.cri",
+            "io.containerd.cri.v1.images",
+            "io.containerd.cri.v1.runtime",
+            "io.containerd.nri.v1.nri",
+        ];
+        Self::launch(host, release, &cri, "")
+    }
+
+    /// Starts one without these plugins and with this at the end of its configuration.
+    fn launch(host: &'h Host, release: Release, without: &[&str], more: &str) -> Self {
         let directory = host.scratch().join("containerd");
         fs::create_dir(&directory).expect("make containerd's directory");
         let place = |name: &str| directory.join(name);
         // Plugins that need what is not there, or that use directories of their own choice; versions ignore those of others.
+        let mut disabled = vec![
+            "io.containerd.snapshotter.v1.btrfs",
+            "io.containerd.snapshotter.v1.zfs",
+            "io.containerd.snapshotter.v1.aufs",
+            "io.containerd.snapshotter.v1.devmapper",
+            "io.containerd.internal.v1.opt",
+        ];
+        disabled.extend(without);
         let text = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\",\n\
-             \"io.containerd.cri.v1.runtime\", \"io.containerd.nri.v1.nri\", \"io.containerd.snapshotter.v1.btrfs\",\n\
-             \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.aufs\",\n\
-             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.internal.v1.opt\"]\n\
-             [grpc]\naddress = {:?}\n[debug]\naddress = \"\"\n",
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = {disabled:?}\n\
+             [grpc]\naddress = {:?}\n[debug]\naddress = \"\"\n{more}",
             place("root"),
             place("state"),
             place("socket"),
@@ -107,9 +124,14 @@ impl<'h> Containerd<'h> {
         }
     }
 
+    /// Where it listens.
+    fn socket(&self) -> PathBuf {
+        self.directory.join("socket")
+    }
+
     /// `ctr WORDS`, to be run.
     pub fn ctr<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> (Husk<'h>, Vec<String>) {
-        let socket = self.directory.join("socket");
+        let socket = self.socket();
         let mut all = vec!["--address".to_owned(), socket.to_str().expect("UTF-8").to_owned()];
         all.extend(
             words
@@ -184,17 +206,23 @@ fn archive() -> PathBuf {
     let packed = pack.output().expect("run tar");
     assert!(packed.status.success(), "pack the image");
     let upper = Tar::new().file("upper", 0o644, "upper\n").finish();
+    let configuration = json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]});
+    let unfinished = trees::shared().join(format!("busybox-{}.tar", std::process::id()));
+    image_of(&configuration, vec![packed.stdout, upper], "latest", &unfinished);
+    fs::rename(&unfinished, &archive).expect("rename the image's archive");
+    archive
+}
+
+/// Writes the archive of an image with these layers.
+fn image_of(configuration: &Value, layers: Vec<Vec<u8>>, name: &str, archive: &Path) {
     let mut layout = Layout::new();
-    let layers = [packed.stdout, upper].map(|layer| layout.blob(LAYER, &layer));
-    let mut configuration = config(json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]}));
+    let layers: Vec<_> = layers.iter().map(|layer| layout.blob(LAYER, layer)).collect();
+    let mut configuration = config(configuration.clone());
     // An uncompressed layer's identity is its digest.
     configuration["rootfs"]["diff_ids"] = layers.iter().map(|layer| layer["digest"].clone()).collect();
     let manifest = layout.manifest(&configuration, &layers);
-    layout.tag(manifest, "latest");
-    let unfinished = trees::shared().join(format!("busybox-{}.tar", std::process::id()));
-    layout.write_archive(&unfinished, Compression::None);
-    fs::rename(&unfinished, &archive).expect("rename the image's archive");
-    archive
+    layout.tag(manifest, name);
+    layout.write_archive(archive, Compression::None);
 }
 
 impl Drop for Containerd<'_> {
