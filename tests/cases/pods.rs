@@ -144,7 +144,7 @@ fn a_deleted_container_leaves_its_place_to_others() {
     for round in 0..8 {
         let name = format!("round-{round}");
         let bundle = Bundle::of_script(&host, busybox(), "echo $0 is there; ls /bin/busybox; echo end");
-        assert_eq!(pod.run(&name, &bundle).unwrap(), ["sh is there", "/bin/busybox"]);
+        assert_eq!(pod.run(&name, &bundle).unwrap(), ["/bin/sh is there", "/bin/busybox"]);
         let process = ProcessId {
             container: name.clone(),
             exec: String::new(),

@@ -16,7 +16,7 @@ const NETWORKS: &str = "/run/netns";
 /// The parent of the pods' cgroups.
 const CGROUP: &str = "/husk-test-pods";
 /// The sandbox's image, which its configuration names.
-const PAUSE: &str = "localhost/pause:latest";
+const PAUSE: &str = "localhost/pause";
 
 /// A plugin that brings a pod no network, and says that it has.
 const NETWORK: &str = r#"#!/bin/sh
@@ -46,7 +46,7 @@ impl<'h> Cri<'h> {
         let cri = r#"plugins."io.containerd.grpc.v1.cri""#;
         let more = format!(
             "[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n\
-             [{cri}]\nsandbox_image = {PAUSE:?}\n\
+             [{cri}]\nsandbox_image = \"{PAUSE}:latest\"\n\
              [{cri}.cni]\nbin_dir = {networks:?}\nconf_dir = {networks:?}\n\
              [{cri}.containerd]\ndefault_runtime_name = \"husk\"\n\
              [{cri}.containerd.runtimes.husk]\nruntime_type = \"io.containerd.husk.v2\"\n\
@@ -59,10 +59,10 @@ impl<'h> Cri<'h> {
             had_networks,
         };
         let pause = host.scratch().join("pause.tar");
-        image_of(&json!({"Entrypoint": ["/pause"]}), vec![], PAUSE, &pause);
-        for path in [archive(), pause] {
+        image_of(&json!({"Entrypoint": ["/pause"]}), vec![], "latest", &pause);
+        for (path, name) in [(archive(), super::NAME), (pause, PAUSE)] {
             let path = path.to_str().expect("UTF-8");
-            let words = ["-n", NAMESPACE, "images", "import", "--base-name", super::NAME, path];
+            let words = ["-n", NAMESPACE, "images", "import", "--base-name", name, path];
             cri.containerd.run(words).exits(0);
         }
         cri.image = format!("{}:latest", super::NAME);
@@ -165,7 +165,7 @@ fn network(directory: &Path) {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(&path, mode).expect("make the plugin executable");
     }
-    let list = json!({"cniVersion": "0.4.0", "name": "none", "plugins": [{"type": "none"}]});
+    let list = json!({"cniVersion": "0.4.0", "name": "of-the-tests", "plugins": [{"type": "none"}]});
     fs::write(directory.join("10-none.conflist"), list.to_string()).expect("write the network's configuration");
 }
 
