@@ -27,7 +27,7 @@ pub(super) enum ContainerdError {
         column: usize,
     },
     #[error(
-        "it is of version 1 (`version` is not set in it): convert it to version 2 or later, as `containerd config migrate` does"
+        "it is of version 1, as every file without a `version` is: convert it to version 2 or later, as `containerd config migrate` does"
     )]
     Version1,
     #[error("its `version` is {0}: 2 and later are known")]
@@ -46,7 +46,7 @@ pub(super) enum ContainerdError {
 pub(super) fn add(text: &str, fresh: impl FnOnce() -> u32) -> Result<String, ContainerdError> {
     let mut before = values(text)?;
     let mut base = text.to_owned();
-    if before.as_object().is_some_and(serde_json::Map::is_empty) {
+    if says_nothing(&before) {
         let version = fresh();
         base = append_lines(text, &format!("{VERSION_COMMENT}\nversion = {version}\n"));
         before = values(&base)?;
@@ -103,14 +103,18 @@ fn remove_from(text: &str, path: &[&str; 5]) -> Result<String, ContainerdError> 
 
 /// Takes out the version that [`add`] has added, if nothing else is said.
 fn without_own_version(text: &str) -> String {
-    let end = line_end(text);
-    let comment = format!("{VERSION_COMMENT}{end}version = ");
-    match text.rfind(&comment) {
-        Some(from) if !text[from + comment.len()..].trim_end().contains('\n') => {
-            cut_lines(text, &lines_of(text, &(from..from + comment.len())))
-        }
+    let line = format!("{VERSION_COMMENT}{}version = ", line_end(text));
+    let cut = text
+        .rfind(&line)
+        .map(|from| cut_lines(text, &lines_of(text, &(from..from + line.len()))));
+    match cut {
+        Some(rest) if values(&rest).is_ok_and(|values| says_nothing(&values)) => rest,
         _ => text.to_owned(),
     }
+}
+
+fn says_nothing(document: &Value) -> bool {
+    document.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
 fn path(plugin: &'static str) -> [&'static str; 5] {

@@ -92,6 +92,8 @@ fn the_files_that_are_met_get_a_section_at_their_end() {
     assert_eq!(added(DEFAULT_1), format!("{DEFAULT_1}\n{SECTION_2}"));
     assert_eq!(added("version = 3\n"), format!("version = 3\n\n{}", section_3()));
     assert_eq!(added(DEFAULT_2), format!("{DEFAULT_2}\n{}", section_3()));
+    let marked = "\u{feff}version = 2\n";
+    assert_eq!(added(marked), format!("{marked}\n{SECTION_2}"));
     let windows = DEBIAN.replace('\n', "\r\n");
     assert_eq!(added(&windows), format!("{DEBIAN}\n{SECTION_2}").replace('\n', "\r\n"));
 }
