@@ -18,8 +18,8 @@ pub(crate) use oci::{
     CreateArgs, DeleteArgs, EventsArgs, IdArgs, Limits, PidArgs, PsArgs, SpecArgs, TableFormat, UpdateArgs,
 };
 pub(crate) use people::{
-    CacheCommand, ConsoleArgs, CopyArgs, DoctorArgs, ImagesArgs, InspectArgs, KillArgs, ListArgs, LogsArgs, PruneArgs,
-    RemoveArgs, StatsArgs, StopArgs, WaitArgs,
+    CacheCommand, ConsoleArgs, CopyArgs, DoctorArgs, ImagesArgs, InspectArgs, InstallArgs, KillArgs, ListArgs,
+    LogsArgs, PruneArgs, RemoveArgs, StatsArgs, StopArgs, WaitArgs,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -111,6 +111,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Cache(CacheCommand),
     Doctor(DoctorArgs),
+    Install(InstallArgs),
     Create(CreateArgs),
     /// Start the process of a created container
     Start(IdArgs),
@@ -371,6 +372,7 @@ mod tests {
             "husk pause box",
             "husk resume box",
             "husk spec --bundle /b",
+            "husk install --undo --docker --config /d --yes",
         ] {
             assert!(Cli::try_parse_from(words.split(' ')).is_ok(), "{words}");
         }
@@ -392,6 +394,8 @@ mod tests {
             &["husk", "run", "--rootfs", "/r", "--memory", "0"],
             &["husk", "exec", "box"],
             &["husk", "kill", "box", "NONSENSE"],
+            &["husk", "install", "--config", "/c"],
+            &["husk", "install", "--docker", "--containerd"],
         ] {
             assert!(Cli::try_parse_from(wrong).is_err(), "{wrong:?}");
         }

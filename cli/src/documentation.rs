@@ -32,7 +32,12 @@ mod tests {
     fn every_command_has_a_page_and_every_shell_its_completions() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path()).unwrap();
-        for file in ["man/husk.1", "man/husk-run.1", "man/husk-create.1", "man/husk-exec.1"] {
+        for file in [
+            "man/husk.1",
+            "man/husk-run.1",
+            "man/husk-create.1",
+            "man/husk-install.1",
+        ] {
             let page = fs::read_to_string(dir.path().join(file)).unwrap();
             assert!(page.contains(".SH SYNOPSIS"), "{file}");
         }

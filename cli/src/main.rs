@@ -22,6 +22,7 @@ mod features;
 mod image;
 mod images;
 mod inspect;
+mod install;
 mod kill;
 mod list;
 mod log;
@@ -90,6 +91,7 @@ fn dispatch(cli: &Cli, started: u64) -> anyhow::Result<u8> {
         Command::Images(args) => images::images(args),
         Command::Cache(CacheCommand::Prune(args)) => images::prune(args),
         Command::Doctor(args) => doctor::doctor(global, args),
+        Command::Install(args) => install::install(args),
         Command::Create(args) => create::create(global, args),
         Command::Start(args) => start::start(global, args),
         Command::State(args) => state::state(global, args),

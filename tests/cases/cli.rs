@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use husk_tests::{Host, busybox, copy, prepared};
+use husk_tests::{Host, busybox};
 
 #[test]
 fn every_command_explains_itself_with_an_example() {
     let host = Host::new();
     let all = host.husk().command(["--help"]);
     all.exits(0).is_quiet();
-    for command in ["run", "list", "exec", "stop", "kill", "console", "doctor"] {
+    for command in ["run", "list", "exec", "stop", "kill", "console", "doctor", "install"] {
         assert!(all.stdout().contains(command), "{command} in {all}");
         let help = host.husk().command([command, "--help"]);
         help.exits(0).is_quiet().says(&format!("husk {command}"));
@@ -50,10 +50,9 @@ fn tracing_goes_to_stderr_and_only_when_asked_for() {
 #[test]
 fn an_installed_husk_finds_its_parts() {
     let host = Host::new();
-    let (from, to) = (prepared::bin(), host.scratch().join("usr/local"));
-    copy(&from.join("husk"), &to.join("bin/husk"));
-    copy(&from.join("husk-vmm"), &to.join("libexec/husk-vmm"));
-    copy(&from.join("guest"), &to.join("lib/husk"));
+    let to = host.scratch().join("usr/local");
+    let install = ["install", "--prefix", to.to_str().unwrap()];
+    host.husk().command(install).exits(0).is_quiet();
     // By its path, and by a link to it somewhere else.
     let link = host.scratch().join("husk");
     std::os::unix::fs::symlink(to.join("bin/husk"), &link).unwrap();

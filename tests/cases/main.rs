@@ -15,6 +15,7 @@ mod faults;
 mod harness;
 mod hooks;
 mod images;
+mod install;
 mod kernel;
 mod lifecycle;
 mod limits;

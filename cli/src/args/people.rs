@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::TableFormat;
 
@@ -242,4 +242,39 @@ pub(crate) struct DoctorArgs {
     /// The image cache to check
     #[arg(long, env = "HUSK_IMAGE_CACHE", value_name = "DIR", hide = true)]
     pub(crate) image_cache: Option<PathBuf>,
+}
+
+/// Put husk's programs in place, and make it a runtime of containerd or docker
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("engine").args(["containerd", "docker"]))]
+#[command(after_help = "\
+Examples:
+  husk install                          into /usr/local
+  husk install --prefix ~/.local        for one user, without root
+  husk install --containerd             and as a runtime of Kubernetes' CRI
+  husk install --docker --yes           and as a runtime of docker, without a question
+  husk install --undo --containerd      takes all of it back
+
+It is run from where cargo xtask build puts it. A configuration is changed only
+after the change was shown, and nothing else in it changes; --undo takes out what
+was added. A second run changes nothing. The exit code is 1 when the answer is no.")]
+pub(crate) struct InstallArgs {
+    /// Install below DIR: in bin, libexec and lib/husk
+    #[arg(long, value_name = "DIR", default_value = "/usr/local")]
+    pub(crate) prefix: PathBuf,
+    /// Add the runtime to containerd's configuration, for Kubernetes' CRI
+    #[arg(long)]
+    pub(crate) containerd: bool,
+    /// Add the runtime to docker's configuration
+    #[arg(long)]
+    pub(crate) docker: bool,
+    /// The configuration [default: /etc/containerd/config.toml or /etc/docker/daemon.json]
+    #[arg(long, value_name = "FILE", requires = "engine")]
+    pub(crate) config: Option<PathBuf>,
+    /// Take out of the configuration what was added to it, and remove what was installed
+    #[arg(long)]
+    pub(crate) undo: bool,
+    /// Change the configuration without asking
+    #[arg(short, long)]
+    pub(crate) yes: bool,
 }
