@@ -45,7 +45,7 @@ impl Timings {
     }
 }
 
-/// A husk command, with its state in memory.
+/// A husk command, with its state in memory and with patience.
 pub(crate) fn husk(plan: &Plan, words: &[&str]) -> Command {
     let mut command = Command::new(plan.bin.join("husk"));
     command.args(words);
@@ -53,11 +53,14 @@ pub(crate) fn husk(plan: &Plan, words: &[&str]) -> Command {
     command
 }
 
-/// Husk's state and images in memory.
+/// Husk's state and images in memory; and husk has nearly as much patience with a guest as this program has with husk: a
+/// machine that does other work besides is slow and has no fault.
 pub(crate) fn at_home(command: &mut Command) {
+    let patience = bounded::LIMIT.as_secs() - 30;
     command
         .env("HUSK_ROOT", STATE)
-        .env("HUSK_IMAGE_CACHE", "/tmp/husk-bench-images");
+        .env("HUSK_IMAGE_CACHE", "/tmp/husk-bench-images")
+        .env("HUSK_TIMEOUT", patience.to_string());
 }
 
 /// The phases of `husk run`, and the exits to husk-vmm by then.
