@@ -4,10 +4,14 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::error::ShimError;
 use crate::process::{Process, Stage, lock};
 use crate::rootfs::RootFs;
+
+/// The least time between two events of memory that was short.
+const OOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// A container that containerd knows.
 #[derive(Debug)]
@@ -19,6 +23,8 @@ pub(crate) struct Container {
     pub(crate) is_paused: AtomicBool,
     pub(crate) init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
+    /// When containerd was last told that its memory was short.
+    oom_told: Mutex<Option<Instant>>,
     /// Unmounted when it goes.
     _rootfs: RootFs,
 }
@@ -32,6 +38,7 @@ impl Container {
             is_paused: AtomicBool::new(false),
             init: Arc::new(init),
             execs: Mutex::default(),
+            oom_told: Mutex::default(),
             _rootfs: rootfs,
         }
     }
@@ -48,6 +55,16 @@ impl Container {
                 container: self.id.clone(),
                 exec: exec.into(),
             })
+    }
+
+    /// Whether containerd is to be told that its memory was short: a guest can say so as often as it likes.
+    pub(crate) fn may_tell_oom(&self) -> bool {
+        let mut told = lock(&self.oom_told);
+        let may = told.is_none_or(|told| told.elapsed() >= OOM_PAUSE);
+        if may {
+            *told = Some(Instant::now());
+        }
+        may
     }
 
     /// Adds a further process.

@@ -53,10 +53,17 @@ fn take(pod: &Pod, event: Event) {
             };
             pod.process_ended(&id, exit);
         }
-        Kind::OOM => pod.events.publish(&TaskOOM {
-            container_id: event.container,
-            ..Default::default()
-        }),
+        Kind::OOM => {
+            let Ok(container) = pod.container(&event.container) else {
+                return;
+            };
+            if container.may_tell_oom() {
+                pod.events.publish(&TaskOOM {
+                    container_id: event.container,
+                    ..Default::default()
+                });
+            }
+        }
         Kind::UNKNOWN => {}
     }
 }
