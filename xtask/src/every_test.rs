@@ -12,7 +12,7 @@ use crate::workspace;
 use crate::{build, peers, place, process, setup, step, trees};
 
 /// For all end-to-end tests together.
-const LIMIT: Duration = Duration::from_secs(45 * 60);
+const LIMIT: Duration = Duration::from_secs(75 * 60);
 
 /// Which tests are run.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
