@@ -22,8 +22,10 @@ use protobuf::Message;
 use crate::args::Flags;
 use crate::{place, rootfs, start};
 
-/// How long a shim may take to end by itself, and how long what was killed may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a shim or a machine may take to end by itself. containerd kills this program after five seconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long what was killed may take.
+const AFTER_KILL: Duration = Duration::from_millis(500);
 /// More mounts than lie over each other at a root file system.
 const MOST_MOUNTS: usize = 32;
 /// What is said of a container that has ended with its shim.
@@ -75,7 +77,7 @@ fn end_sandbox(root: &RunRoot, name: &str) -> Result<u32> {
     }
     root.prune(name)?;
     if let Some(cgroup) = cgroup {
-        host_cgroup::remove(&cgroup, PATIENCE)?;
+        host_cgroup::remove(&cgroup, AFTER_KILL)?;
     }
     Ok(vmm_pid)
 }
@@ -83,7 +85,7 @@ fn end_sandbox(root: &RunRoot, name: &str) -> Result<u32> {
 /// Waits for a process's end for a while and then brings it about, if it is still the one that is meant.
 fn end_process(pid: u32, is_it: impl Fn() -> bool) {
     let Ok(process) = open_process(pid) else { return };
-    if !is_it() || has_ended(process.as_fd()) {
+    if !is_it() || has_ended(process.as_fd(), PATIENCE) {
         return;
     }
     // The descriptor holds the number, so that nobody else has it.
@@ -91,12 +93,12 @@ fn end_process(pid: u32, is_it: impl Fn() -> bool) {
     if let Err(errno) = kill(pid, Signal::SIGKILL) {
         eprintln!("containerd-shim-husk-v2: process {pid} cannot be ended: {errno}");
     }
-    has_ended(process.as_fd());
+    has_ended(process.as_fd(), AFTER_KILL);
 }
 
 /// Whether a process ends within a while.
-fn has_ended(process: std::os::fd::BorrowedFd<'_>) -> bool {
-    let deadline = Instant::now() + PATIENCE;
+fn has_ended(process: std::os::fd::BorrowedFd<'_>, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);

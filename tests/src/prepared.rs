@@ -50,6 +50,12 @@ pub fn cri() -> PathBuf {
     directory("HUSK_TEST_CRI")
 }
 
+/// Whether what husk does is to be compared with runc's.
+#[must_use]
+pub fn with_runc() -> bool {
+    std::env::var_os("HUSK_TEST_RUNC").is_some_and(|value| !value.is_empty())
+}
+
 fn directory(name: &str) -> PathBuf {
     let path = std::env::var_os(name)
         .filter(|value| !value.is_empty())

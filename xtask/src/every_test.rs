@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) only: Only,
     /// The peer that is the containerd of the end-to-end tests, besides Debian's.
     pub(crate) containerd: String,
+    /// Whether runc's shim runs the cases of containerd too, before husk's.
+    pub(crate) runc: bool,
     /// Tests whose names hold one of these.
     pub(crate) filter: Vec<OsString>,
 }
@@ -38,6 +40,7 @@ impl Default for Options {
         Self {
             only: Only::default(),
             containerd: peers::NEWEST.to_owned(),
+            runc: false,
             filter: Vec::new(),
         }
     }
@@ -87,6 +90,10 @@ fn end_to_end(options: &Options) -> Result<i32> {
         ("HUSK_TEST_BUSYBOX", trees::busybox()?.into_os_string()),
         ("HUSK_TEST_DEBIAN", trees::debian()?.into_os_string()),
         ("HUSK_TEST_CONTAINERD", containerd.into_os_string()),
+        (
+            "HUSK_TEST_RUNC",
+            if options.runc { "1".into() } else { OsString::new() },
+        ),
         ("HUSK_TEST_CRI", cri.join("cri").into_os_string()),
         ("HUSK_TEST_DEBIAN_KERNEL", kernel.compressed_image().into_os_string()),
     ];

@@ -80,6 +80,7 @@ process of its own. One that fails is tried once more at the end; both tries are
 
 Options:
       --only unit|e2e    One kind alone
+      --runc             Run the cases of containerd with runc's shim too, before husk's
       --containerd PEER  The containerd of the tests, besides Debian's [default: containerd-2.4]
   -h, --help             This text
 
@@ -277,6 +278,7 @@ fn test_options(arguments: &mut lexopt::Parser) -> Result<Option<every_test::Opt
                     other => bail!("--only is unit or e2e, not {other:?}"),
                 }
             }
+            Long("runc") => options.runc = true,
             Long("containerd") => options.containerd = arguments.value()?.string()?,
             Long("help") | Short('h') => return Ok(None),
             Value(word) => options.filter.push(word),

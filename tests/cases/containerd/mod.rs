@@ -7,12 +7,19 @@ mod faults;
 mod pods;
 mod tasks;
 
-use husk_tests::{Containerd, Host, Outcome, Release, Terminal, busybox};
+use husk_tests::{Containerd, Host, Outcome, Release, Terminal, busybox, prepared};
 
 const RUNC: &str = "io.containerd.runc.v2";
 
-/// The runtimes with which each case runs, one after the other.
-const RUNTIMES: &[&str] = &[RUNC, "io.containerd.husk.v2"];
+const HUSK: &str = "io.containerd.husk.v2";
+
+/// The runtimes with which each case runs, one after the other: runc's where it is asked for, to measure the cases by.
+fn runtimes() -> &'static [&'static str] {
+    match prepared::with_runc() {
+        true => &[RUNC, HUSK],
+        false => &[HUSK],
+    }
+}
 
 /// A containerd, one of the runtimes, and the tests' image.
 struct Peer<'h> {
@@ -33,7 +40,7 @@ fn each(release: Release, case: fn(&mut Peer<'_>)) {
         runtime: "",
         image,
     };
-    for runtime in RUNTIMES {
+    for runtime in runtimes() {
         eprintln!("with {runtime}:");
         peer.runtime = runtime;
         case(&mut peer);
