@@ -312,8 +312,11 @@ impl Sandbox {
         Ok(disk)
     }
 
-    /// Empties a disk slot for the next root file system.
+    /// Empties a disk slot for the next root file system, if there is one.
     fn free_disk(&self, disk: String) -> Result<(), SandboxError> {
+        if disk.is_empty() {
+            return Ok(());
+        }
         let request = Request::Detach { disk: disk.clone() };
         let detached = self.link()?.request(&request, &[]);
         detached.map_err(|error| self.explain(error.into()))?;

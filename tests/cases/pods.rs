@@ -140,7 +140,13 @@ fn a_namespace_of_anybody_else_is_refused_by_name() {
 fn a_deleted_container_leaves_its_place_to_others() {
     let host = Host::new();
     let pod = Pod::start(&host);
-    // More than there are disk slots.
+    // More than there are disk slots, here and below.
+    for round in 0..5 {
+        let name = format!("missing-{round}");
+        let bundle = Bundle::of_script(&host, busybox(), "true").with("/process/args", json!(["/no/such"]));
+        let error = pod.run(&name, &bundle).unwrap_err();
+        assert!(error.contains("no such file or directory"), "{error}");
+    }
     for round in 0..8 {
         let name = format!("round-{round}");
         let bundle = Bundle::of_script(&host, busybox(), "echo $0 is there; ls /bin/busybox; echo end");

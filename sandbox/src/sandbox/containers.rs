@@ -29,6 +29,20 @@ impl Sandbox {
     /// # Errors
     /// What is wrong with the container; the machine has ended.
     pub fn create(&self, name: &str, bundle: Bundle, disk: String, wanted: Wanted) -> Result<Streams, SandboxError> {
+        let made = self.make(name, bundle, disk.clone(), wanted);
+        if made.is_err() {
+            if let Some(gone) = self.take_attended(name, &disk) {
+                gone.hooks.run_poststop(&gone.subject);
+            }
+            // Others may need its place. With the machine it has gone anyway.
+            if let Err(error) = self.free_disk(disk) {
+                tracing::debug!(%error, "the disk of a container that was not made is not free");
+            }
+        }
+        made
+    }
+
+    fn make(&self, name: &str, bundle: Bundle, disk: String, wanted: Wanted) -> Result<Streams, SandboxError> {
         let Bundle {
             root,
             dir,
@@ -146,6 +160,14 @@ impl Sandbox {
         Ok(result?)
     }
 
+    /// What has attended a container in this disk slot.
+    fn take_attended(&self, container: &str, disk: &str) -> Option<Attended> {
+        let mut attended = lock(&self.attended);
+        let is_it = |attended: &Attended| attended.subject.id == container && attended.disk == disk;
+        let at = attended.iter().position(is_it)?;
+        Some(attended.remove(at))
+    }
+
     /// What attends a container.
     fn attended(&self, container: &str) -> Option<Attended> {
         let attended = lock(&self.attended);
@@ -176,11 +198,8 @@ impl Sandbox {
             exec: String::new(),
         };
         self.guest()?.delete(&process).map_err(|error| self.explain(error))?;
-        let gone = {
-            let mut attended = lock(&self.attended);
-            let at = attended.iter().position(|attended| attended.subject.id == container);
-            at.map(|at| attended.remove(at))
-        };
+        let disk = self.attended(container).map(|attended| attended.disk);
+        let gone = disk.and_then(|disk| self.take_attended(container, &disk));
         {
             let mut state = lock(&self.state);
             state.containers.retain(|other| other.name != container);
@@ -188,10 +207,7 @@ impl Sandbox {
         }
         let Some(gone) = gone else { return Ok(()) };
         gone.hooks.run_poststop(&gone.subject);
-        match gone.disk.as_str() {
-            "" => Ok(()),
-            _ => self.free_disk(gone.disk),
-        }
+        self.free_disk(gone.disk)
     }
 
     /// What a further process of a container is modelled on.
