@@ -121,9 +121,9 @@ Examples:
 
 const SOAK_HELP: &str = "\
 Run sandboxes one after the other, then at once, beside one that lives all the while, and compare the machine before
-and after: processes, mounts, cgroups, sockets, files, network namespaces, open files, and the descriptors, threads and
-memory of the one that stays. Every tenth is created, started and deleted rather than run; after every fifth a command
-enters the one that stays. Prints a table, and fails with the names of what is left.
+and after: processes, mounts, cgroups, sockets, files, network namespaces, open files, the kernel's memory, and the
+descriptors, threads and memory of the one that stays. Every tenth is created, started and deleted rather than run;
+after every fifth a command enters the one that stays. Prints a table, and fails with the names of what is left.
 
 Without hardware virtualization it runs in the emulated host, where 500 take about half an hour.
 
