@@ -25,7 +25,7 @@ fn metrics(stats: &StatsResponse) -> Metrics {
     Metrics {
         pids: Some(PidsStat {
             current: stats.pids_current,
-            limit: stats.pids_limit,
+            limit: or_none(stats.pids_limit),
             ..Default::default()
         })
         .into(),
@@ -64,6 +64,11 @@ fn metrics(stats: &StatsResponse) -> Metrics {
     }
 }
 
+/// A limit, and the greatest number where there is none, as containerd reads it off a cgroup.
+fn or_none(limit: u64) -> u64 {
+    if limit == 0 { u64::MAX } else { limit }
+}
+
 fn memory(stats: &StatsResponse) -> MemoryStat {
     let of = |name: &str| stats.memory.get(name).copied().unwrap_or_default();
     MemoryStat {
@@ -99,11 +104,7 @@ fn memory(stats: &StatsResponse) -> MemoryStat {
         thp_fault_alloc: of("thp_fault_alloc"),
         thp_collapse_alloc: of("thp_collapse_alloc"),
         usage: stats.memory_current,
-        usage_limit: match stats.memory_limit {
-            // As the kernel says it of a container without a limit.
-            0 => u64::MAX,
-            limit => limit,
-        },
+        usage_limit: or_none(stats.memory_limit),
         swap_usage: stats.swap_current,
         swap_limit: stats.swap_limit.unwrap_or(u64::MAX),
         max_usage: stats.memory_peak,
@@ -172,6 +173,7 @@ mod tests {
         assert_eq!(any.type_url, TYPE);
         let metrics = Metrics::parse_from_bytes(&any.value).unwrap();
         assert_eq!((metrics.cpu.usage_usec, metrics.pids.current), (7, 3));
+        assert_eq!(metrics.pids.limit, u64::MAX);
         assert_eq!((metrics.memory.usage, metrics.memory.anon), (4096, 11));
         assert_eq!(
             (metrics.memory.usage_limit, metrics.memory_events.oom_kill),

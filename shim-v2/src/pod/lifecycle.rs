@@ -188,11 +188,18 @@ impl Pod {
         let container = self.container(container)?;
         let process = container.process(exec)?;
         if !exec.is_empty() {
-            let exit = match &*process.stage() {
+            let stage = process.stage();
+            let exit = match &*stage {
                 Stage::Exited(exit) => Some(*exit),
                 Stage::Added(_) => None,
                 _ => return Err(ShimError::DeleteRunning),
             };
+            if exit.is_none() {
+                // Whoever waits for it waits in vain.
+                process.exit(stage, Exit::killed());
+            } else {
+                drop(stage);
+            }
             process.finish();
             if let Some(Err(error)) = exit.map(|_| self.guest().and_then(|guest| Ok(guest.delete(&process.id)?))) {
                 tracing::debug!(%error, "the guest does not forget the process");
