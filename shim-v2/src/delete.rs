@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -96,8 +96,8 @@ fn end_process(pid: u32, is_it: impl Fn() -> bool) {
     has_ended(process.as_fd(), AFTER_KILL);
 }
 
-/// Whether a process ends within a while.
-fn has_ended(process: std::os::fd::BorrowedFd<'_>, limit: Duration) -> bool {
+/// Whether a process, by a descriptor of it, ends within a while.
+pub(crate) fn has_ended(process: BorrowedFd<'_>, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

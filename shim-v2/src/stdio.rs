@@ -2,27 +2,27 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, PipeReader, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio as Standard};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use husk_sandbox::guest::Wanted;
+use husk_sandbox::machine::open_process;
 use husk_sandbox::relay::{Ends, Sink};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::delete::has_ended;
 use crate::error::ShimError;
 
 /// How long a logging program may take to say that it is ready.
 const READY: Duration = Duration::from_secs(10);
 /// How long it may take to end when there is no more output.
 const END: Duration = Duration::from_secs(10);
-/// How often is looked whether it has.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// What containerd says of a process's streams.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -220,16 +220,13 @@ impl Logger {
 
 impl Drop for Logger {
     fn drop(&mut self) {
-        let deadline = Instant::now() + END;
-        while let Ok(None) = self.0.try_wait() {
-            if Instant::now() >= deadline {
-                // It has ended meanwhile, or it ends now.
-                let _ = self.0.kill();
-                let _ = self.0.wait();
-                return;
-            }
-            thread::sleep(LOOK);
+        // It is nobody's but this process's child, so that the number is its own until it is waited for.
+        let process = open_process(self.0.id());
+        if !process.is_ok_and(|process| has_ended(process.as_fd(), END)) {
+            // It may end just now.
+            let _ = self.0.kill();
         }
+        let _ = self.0.wait();
     }
 }
 
@@ -255,7 +252,7 @@ fn place(given: [RawFd; 3]) -> io::Result<()> {
 /// Waits for a byte, or for the end.
 fn wait_until_ready(mut pipe: &PipeReader) -> io::Result<()> {
     let timeout = PollTimeout::try_from(READY).unwrap_or(PollTimeout::MAX);
-    let borrowed = std::os::fd::AsFd::as_fd(pipe);
+    let borrowed = pipe.as_fd();
     match poll(&mut [PollFd::new(borrowed, PollFlags::POLLIN)], timeout)? {
         0 => Err(io::Error::new(
             io::ErrorKind::TimedOut,
