@@ -24,7 +24,7 @@ export HUSK_ROOT="$work/run" HUSK_IMAGE_CACHE="$work/images" PATH="$work:$PATH" 
 
 cat > "$work/config.toml" << EOF
 version = 2
-root = "$work/containerd"
+root = "$work/data"
 state = "$work/state"
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
 [grpc]
