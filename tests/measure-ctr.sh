@@ -16,7 +16,7 @@ runs=4
 
 # Everything in memory: waiting for the files of the machine around counts as well.
 work=$(mktemp -d /tmp/measure-XXXXXX)
-trap 'kill $daemon 2> /dev/null; rm -rf "$work"' EXIT
+trap 'kill $daemon 2> /dev/null; wait $daemon || true; rm -rf "$work"' EXIT
 cp -r "$programs/husk-vmm" "$programs/containerd-shim-husk-v2" "$programs/guest" "$work"
 cp "$(command -v runc)" "$(command -v containerd)" "$(command -v ctr)" "$(command -v containerd-shim-runc-v2)" "$work"
 cp -a "$tree" "$work/root"
