@@ -49,6 +49,7 @@ impl Default for Options {
 /// Runs the tests; gives the exit code.
 pub(crate) fn run(options: &Options) -> Result<i32> {
     let (only, filter) = (options.only, &options.filter);
+    workspace::ensure_space()?;
     setup::ensure(setup::BUILD)?;
     if only != Only::EndToEnd {
         setup::ensure(setup::UNIT)?;

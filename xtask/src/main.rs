@@ -202,6 +202,7 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
         }
         Some(Value(task)) if task == "setup" => {
             end_of(&mut arguments)?;
+            workspace::ensure_space()?;
             let needs = [setup::BUILD, setup::DEMO, setup::UNIT, setup::TEST].concat();
             setup::ensure(&needs)?;
             setup::ensure_rust_target(workspace::TARGET)?;

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::sys::statvfs::statvfs;
 use serde_json::Value;
 
-use crate::process;
+use crate::{cache, process};
 
 /// Static programs, which run wherever they are copied.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
@@ -41,6 +42,25 @@ pub(crate) fn target_directory() -> Result<PathBuf> {
         .canonicalize()
         .with_context(|| format!("resolving {path}"))?;
     Ok(DIRECTORY.get_or_init(|| path).clone())
+}
+
+/// Fails early where everything that a task builds would hardly fit, rather than half an hour later in the middle of it.
+pub(crate) fn ensure_space() -> Result<()> {
+    // A build from nothing, every test and every fuzz target included, took 5.
+    const NEEDED: u64 = 6 << 30;
+    for directory in [target_directory()?, cache::directory()?] {
+        let place = statvfs(&directory).with_context(|| format!("asking for the space at {}", directory.display()))?;
+        let free = place.blocks_available() * place.fragment_size();
+        ensure!(
+            free >= NEEDED,
+            "{} has {:.1} GiB left on its disk and this needs {}: free some, or set CARGO_TARGET_DIR and HUSK_CACHE to places \
+             with more",
+            directory.display(),
+            free as f64 / f64::from(1 << 30),
+            NEEDED >> 30,
+        );
+    }
+    Ok(())
 }
 
 /// The cargo that started this program, in the checkout.
