@@ -15,6 +15,7 @@ mod process;
 mod setup;
 mod size;
 mod soak;
+mod suite;
 mod trees;
 mod workspace;
 
@@ -36,6 +37,7 @@ Tasks:
   test   Run every test
   fuzz   Give the parts that face a guest or an image whatever they may be given
   soak   Run hundreds of sandboxes and look for what is left of them
+  suite  Run another project's test suite for container runtimes with runc and with husk, and tell where they differ
   bench  Measure husk: start and end, exits, memory, disk, vsock; table, JSON and pictures
   build  Build husk, husk-vmm, the agent and the guest's kernel
   setup  Install what the other tasks need; they also do it themselves
@@ -138,6 +140,27 @@ Examples:
   cargo xtask soak
   cargo xtask soak --count 20 --at-once 4";
 
+const SUITE_HELP: &str = "\
+Run another project's test suite for container runtimes, with runc and with husk, and print a table of how their results
+differ. Fails when a test passes with runc alone, and tests/suites/SUITE.differences does not say why; or when it says so
+of one that passes.
+
+Without hardware virtualization it runs in the emulated host, where it takes about half an hour.
+
+Usage: cargo xtask suite SUITE [FILTER]...
+
+Suites:
+  client  The tests of containerd's client, of the version that tests/peers/suites pins
+
+What the tests say goes to the directory suites in the build output.
+
+Options:
+  -h, --help  This text
+
+Examples:
+  cargo xtask suite client
+  cargo xtask suite client TestContainerExec TestTask";
+
 const BENCH_HELP: &str = "\
 Measure husk: on this machine's KVM what needs no Linux guest, and the rest where /dev/kvm is real.
 
@@ -186,6 +209,12 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
             Some(options) => soak::run(&options),
             None => help(SOAK_HELP),
         },
+        Some(Value(task)) if task == "suite" => match suite_options(&mut arguments)? {
+            Some(options) => suite::run(&options),
+            None => help(SUITE_HELP),
+        },
+        // Not for people: what `suite` runs where /dev/kvm is real.
+        Some(Value(task)) if task == "each-suite" => suite::compare(&arguments.raw_args()?.collect::<Vec<_>>()),
         // Not for people: what `test` runs where /dev/kvm is real.
         Some(Value(task)) if task == "each-test" => {
             let (programs, filter) = each_test::split(arguments.raw_args()?.collect());
@@ -306,6 +335,24 @@ fn soak_options(arguments: &mut lexopt::Parser) -> Result<Option<soak::Options>>
         options.at_once
     );
     Ok(Some(options))
+}
+
+/// None: help was asked for.
+fn suite_options(arguments: &mut lexopt::Parser) -> Result<Option<suite::Options>> {
+    let mut words = Vec::new();
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("help") | Short('h') => return Ok(None),
+            Value(word) => words.push(word.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let mut words = words.into_iter();
+    let suite = words.next().context("which suite? See `cargo xtask suite --help`")?;
+    Ok(Some(suite::Options {
+        suite,
+        filter: words.collect(),
+    }))
 }
 
 /// None: help was asked for.

@@ -1,7 +1,8 @@
 //! Programs of other projects, of pinned versions, that the end-to-end tests run husk with: containerd in several, and a
 //! client of its CRI.
 //!
-//! Each is a Go module below `tests/peers` that names the programs as its tools; its `go.sum` pins every source.
+//! Each is a Go module below `tests/peers` that names the programs as its tools; its `go.sum` pins every source. Of packages
+//! that a file [`TESTS`] of it imports the tests become programs too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,10 +15,15 @@ use crate::{cache, go, process, step, workspace};
 /// Changes when the way of building changes: what is in the cache is then not used.
 const RECIPE: u32 = 1;
 
+/// The file of a module that imports packages: the tests of each become a program `NAME.test`.
+const TESTS: &str = "tests.go";
+
 /// The containerd of the tests, besides Debian's.
 pub(crate) const NEWEST: &str = "containerd-2.4";
 /// A client of the CRI, of the project's own.
 pub(crate) const CRI: &str = "cri";
+/// The test suites of the containerd that [`NEWEST`] is, and a registry with the images that they pull.
+pub(crate) const SUITES: &str = "suites";
 
 /// Builds those that are named, or all; says where they are.
 pub(crate) fn run(names: &[String]) -> Result<i32> {
@@ -44,28 +50,50 @@ pub(crate) fn build(name: &str) -> Result<PathBuf> {
     if !directory.exists() {
         step(&format!("building {name} (some minutes, once)"));
         cache::build_directory(&directory, |partial| {
-            let mut build = Command::new(&go.program);
-            // All of it without C, so that the programs are static.
-            build
-                .args(["build", "-trimpath", "-ldflags=-s -w", "-o"])
-                .arg(partial)
-                .arg("tool")
-                .current_dir(&module)
-                .env("CGO_ENABLED", "0")
-                .env("GOFLAGS", "-mod=readonly")
-                .env("GOTOOLCHAIN", "local")
-                .env("GOWORK", "off")
-                .stdout(std::io::stderr());
-            process::run(&mut build).with_context(|| {
-                format!(
-                    "building {name}; its sources come from Go's module proxy (`go env GOPROXY`), \
-                     pinned by {}/go.sum",
-                    module.display()
-                )
-            })
+            compile(&go.program, &module, &["build"], partial, &["tool".to_owned()])?;
+            let tests = named_tests(&module)?;
+            if tests.is_empty() {
+                return Ok(());
+            }
+            compile(&go.program, &module, &["test", "-c"], partial, &tests)
         })?;
     }
     Ok(directory)
+}
+
+/// Lets Go compile packages into a directory, all of it without C, so that the programs are static.
+fn compile(go: &Path, module: &Path, how: &[&str], output: &Path, packages: &[String]) -> Result<()> {
+    let mut build = Command::new(go);
+    build
+        .args(how)
+        // A directory by its last slash, even for a single package.
+        .args(["-trimpath", "-ldflags=-s -w", "-o"])
+        .arg(output.join(""))
+        .args(packages)
+        .current_dir(module)
+        .env("CGO_ENABLED", "0")
+        .env("GOFLAGS", "-mod=readonly")
+        .env("GOTOOLCHAIN", "local")
+        .env("GOWORK", "off")
+        .stdout(std::io::stderr());
+    process::run(&mut build).with_context(|| {
+        format!(
+            "building {}; its sources come from Go's module proxy (`go env GOPROXY`), pinned by go.sum there",
+            module.display()
+        )
+    })
+}
+
+fn named_tests(module: &Path) -> Result<Vec<String>> {
+    let path = module.join(TESTS);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let imports = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("_ \"")?.strip_suffix('"'));
+    Ok(imports.map(str::to_owned).collect())
 }
 
 /// Of what decides what is built: all files of the module.
