@@ -260,6 +260,11 @@ impl Sandbox {
         self.machine.hang_up();
     }
 
+    /// The same, and waits for the machine's end for a limited time; says whether it has come.
+    pub fn end_machine_within(&self, limit: Duration) -> bool {
+        self.machine.end_within(limit)
+    }
+
     /// When what was reached.
     #[must_use]
     pub fn timeline(&self) -> &Timeline {

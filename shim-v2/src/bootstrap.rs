@@ -15,10 +15,12 @@ use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
 use crate::args::Flags;
-use crate::generated::options::RuntimeOptions;
+use crate::generated::options::{RuncOptions, RuntimeOptions};
 
 /// The type of options that containerd passes to runtimes that it knows nothing of.
 const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
+/// The type of options that containerd's clients pass on.
+const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 /// containerd's level for debugging (BootstrapParams.log_level).
 const DEBUG: i32 = -4;
 
@@ -42,6 +44,8 @@ pub(crate) struct Options {
     pub(crate) path: Option<PathBuf>,
     /// The table of options itself, as TOML.
     pub(crate) body: Option<String>,
+    /// The cgroup on the host that the shim is to be in.
+    pub(crate) shim_cgroup: Option<String>,
 }
 
 impl Handshake {
@@ -93,16 +97,25 @@ impl Handshake {
 impl Options {
     /// The options in a message; one of another type has none for husk.
     pub(crate) fn parse(any: &Any) -> Self {
-        if any.type_url.rsplit('/').next() != Some(RUNTIME_OPTIONS) {
-            return Self::default();
-        }
-        let options = RuntimeOptions::parse_from_bytes(&any.value).unwrap_or_default();
-        let body = String::from_utf8(options.config_body).unwrap_or_default();
-        Self {
-            path: Some(options.config_path)
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
-            body: Some(body).filter(|body| !body.is_empty()),
+        let text = |text: String| Some(text).filter(|text| !text.is_empty());
+        match any.type_url.rsplit('/').next() {
+            Some(RUNTIME_OPTIONS) => {
+                let options = RuntimeOptions::parse_from_bytes(&any.value).unwrap_or_default();
+                Self {
+                    path: text(options.config_path).map(PathBuf::from),
+                    body: text(String::from_utf8(options.config_body).unwrap_or_default()),
+                    ..Self::default()
+                }
+            }
+            Some(RUNC_OPTIONS) => Self {
+                shim_cgroup: text(
+                    RuncOptions::parse_from_bytes(&any.value)
+                        .unwrap_or_default()
+                        .shim_cgroup,
+                ),
+                ..Self::default()
+            },
+            _ => Self::default(),
         }
     }
 }
@@ -168,6 +181,18 @@ mod tests {
         parameters.instance_id = "another".into();
         let other = Handshake::parse(&parameters.write_to_bytes().unwrap(), &flags());
         assert!(!other.is_message);
+    }
+
+    #[test]
+    fn the_shims_own_cgroup_is_among_runcs_options() {
+        let any = Any {
+            type_url: RUNC_OPTIONS.into(),
+            value: [&[0x08, 1, 0x1a, 5][..], b"/shim"].concat(),
+            ..Default::default()
+        };
+        let told = Handshake::parse(&any.write_to_bytes().unwrap(), &flags());
+        assert_eq!(told.options.shim_cgroup.as_deref(), Some("/shim"));
+        assert_eq!((told.options.path, told.options.body), (None, None));
     }
 
     proptest! {

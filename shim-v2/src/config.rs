@@ -174,6 +174,7 @@ mod tests {
         let options = |path: Option<&Path>, body: Option<&str>| Options {
             path: path.map(Into::into),
             body: body.map(Into::into),
+            shim_cgroup: None,
         };
         let cpus = |options| Config::load(&options).unwrap().machine().cpus;
         assert_eq!(cpus(options(None, Some("cpus = 5"))), 5);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::error::ShimError;
-use crate::process::{Process, Stage, lock};
+use crate::process::{Process, lock};
 use crate::rootfs::RootFs;
 
 /// The least time between two events of memory that was short.
@@ -85,11 +85,8 @@ impl Container {
         lock(&self.execs).remove(exec);
     }
 
-    /// All processes that have not ended, the first one last: containerd hears of its end after that of all others.
-    pub(crate) fn living(&self) -> Vec<Arc<Process>> {
-        let mut all: Vec<_> = lock(&self.execs).values().cloned().collect();
-        all.push(Arc::clone(&self.init));
-        all.retain(|process| !matches!(*process.stage(), Stage::Exited(_) | Stage::Added(_)));
-        all
+    /// All further processes.
+    pub(crate) fn execs(&self) -> Vec<Arc<Process>> {
+        lock(&self.execs).values().cloned().collect()
     }
 }

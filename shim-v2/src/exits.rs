@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use containerd_shim_protos::events::task::TaskOOM;
 use husk_sandbox::agent::{Event, event::Kind};
@@ -49,7 +49,8 @@ fn take(pod: &Pod, event: Event) {
             };
             let exit = Exit {
                 status: event.status,
-                at: SystemTime::UNIX_EPOCH + Duration::from_nanos(event.exited_at_ns),
+                // By the guest's clock it may have ended before containerd, by the host's, has started it.
+                at: SystemTime::now(),
             };
             pod.process_ended(&id, exit);
         }

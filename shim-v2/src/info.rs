@@ -4,17 +4,29 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use husk_sandbox::bundle::features;
 use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 
 /// The runtime's name in containerd.
 const NAME: &str = "io.containerd.husk.v2";
 
+/// The type of the features document of the OCI runtime specification, which is JSON.
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+
 /// Writes it to stdout, as a message.
 pub(crate) fn info() -> Result<()> {
+    let features = serde_json::to_vec(&features::document()).context("the features cannot be written")?;
     let info = RuntimeInfo {
         name: NAME.into(),
         version: Some(RuntimeVersion {
             version: env!("CARGO_PKG_VERSION").into(),
+            ..Default::default()
+        })
+        .into(),
+        features: Some(Any {
+            type_url: FEATURES.into(),
+            value: features,
             ..Default::default()
         })
         .into(),

@@ -1,7 +1,7 @@
 //! A process of a container, as containerd sees it: its stage and its streams.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use husk_sandbox::agent;
 use husk_sandbox::guest::ProcessId;
@@ -21,6 +21,14 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
+    /// What is told of a process that has never run.
+    pub(crate) fn none() -> Self {
+        Self {
+            status: 0,
+            at: SystemTime::now(),
+        }
+    }
+
     /// The end of what goes down with its machine.
     pub(crate) fn killed() -> Self {
         Self {
@@ -125,6 +133,13 @@ impl Process {
         if let Some(relay) = &streams.relay {
             relay.close_stdin();
         }
+    }
+
+    /// It has ended: waits until all of its output is passed on, up to a moment; says whether it is.
+    pub(crate) fn is_drained_by(&self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let streams = lock(&self.streams);
+        streams.relay.as_ref().is_none_or(|relay| relay.finish_within(left))
     }
 
     /// Waits for its last output, for a short time.

@@ -10,8 +10,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use husk_sandbox::host_cgroup;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{ForkResult, Pid, fork, getppid};
+use nix::unistd::{ForkResult, fork, getppid};
 
 use crate::args::Flags;
 use crate::bootstrap::Handshake;
@@ -38,6 +39,10 @@ pub(crate) fn start(flags: &Flags) -> Result<()> {
     let address = format!("unix://{}", socket.display());
     let answer = handshake.answer(&address).context("the answer cannot be written")?;
     if let Some(listener) = listen(&socket)? {
+        if let Some(cgroup) = &handshake.options.shim_cgroup {
+            enter(cgroup)?;
+        }
+        adjust_score();
         let charge = Charge {
             namespace: flags.namespace.clone(),
             name: group,
@@ -91,23 +96,30 @@ fn listen(path: &Path) -> Result<Option<UnixListener>> {
 fn fork_shim(listener: UnixListener, charge: Charge) -> Result<()> {
     // SAFETY: there is one thread, so that the child may use everything that this process may.
     match unsafe { fork() }.context("the shim cannot be started")? {
-        ForkResult::Parent { child } => {
-            adjust_score(child);
-            Ok(())
-        }
+        ForkResult::Parent { .. } => Ok(()),
         ForkResult::Child => serve::live(listener, charge),
     }
 }
 
-/// Lets the shim be killed before containerd, if the host must kill one of them.
-fn adjust_score(shim: Pid) {
-    let read = |pid: Pid| -> Option<i32> {
-        let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok()?;
+/// Enters the cgroup that the shim is to be in, which is there already.
+fn enter(cgroup: &str) -> Result<()> {
+    let failed = || format!("the shim's cgroup {cgroup} cannot be entered");
+    let directory = host_cgroup::directory(cgroup.trim_start_matches('/')).with_context(failed)?;
+    // 0: whoever writes it.
+    fs::write(directory.join("cgroup.procs"), "0").with_context(failed)
+}
+
+/// Lets what becomes the shim be killed before containerd, if the host must kill one of them.
+fn adjust_score() {
+    let read = |process: &str| -> Option<i32> {
+        let text = fs::read_to_string(format!("/proc/{process}/oom_score_adj")).ok()?;
         text.trim().parse().ok()
     };
-    let Some(score) = read(getppid()) else { return };
-    // Without the right to it, or where the process has ended already, it keeps the score that it has.
-    let _ = fs::write(format!("/proc/{shim}/oom_score_adj"), (score + 1).min(1000).to_string());
+    let Some(score) = read(&getppid().to_string()) else {
+        return;
+    };
+    // Without the right to it, it keeps the score that it has.
+    let _ = fs::write("/proc/self/oom_score_adj", (score + 1).min(1000).to_string());
 }
 
 /// Writes where the shim listens, whole or not at all.

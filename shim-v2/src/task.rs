@@ -123,7 +123,14 @@ impl Task for Service {
             Stage::Exited(_) => vec![self.0.pid()],
             // docker looks for the numbers on the host, where others have them.
             _ if self.0.namespace == DOCKER => vec![self.0.pid()],
-            _ => self.0.guest()?.state(&container.id).map_err(ShimError::from)?.pids,
+            _ => {
+                let state = self.0.guest()?.state(&container.id).map_err(ShimError::from)?;
+                let first = state.processes.iter().find(|process| process.exec.is_empty());
+                let first = first.map(|process| process.pid);
+                // The first one has the number by which containerd knows the task; callers look for that one.
+                let known = |pid| if Some(pid) == first { self.0.pid() } else { pid };
+                state.pids.into_iter().map(known).collect()
+            }
         };
         let process = |pid| ProcessInfo {
             pid,

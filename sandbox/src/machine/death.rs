@@ -102,7 +102,8 @@ fn read_report(report: &OwnedFd, deadline: Instant) -> Option<Vec<u8>> {
     }
 }
 
-fn wait_readable(descriptor: &impl AsFd, deadline: Instant) -> bool {
+/// Waits until a descriptor can be read or is of no use; says whether that was in time.
+pub(super) fn wait_readable(descriptor: &impl AsFd, deadline: Instant) -> bool {
     loop {
         let mut watched = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
         match poll(&mut watched, remaining(deadline)) {

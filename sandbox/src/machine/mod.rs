@@ -298,6 +298,21 @@ impl Machine {
         self.lifeline.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
+    /// Hangs up on the machine and waits for its process's end, for a limited time; says whether that has come. The
+    /// process's id is free then.
+    pub fn end_within(&self, limit: Duration) -> bool {
+        self.hang_up();
+        let deadline = Instant::now() + limit;
+        if let Ok(process) = open_process(self.pid)
+            && !death::wait_readable(&process, deadline)
+        {
+            return false;
+        }
+        // How it has ended is to be known before nobody can be asked any more.
+        let _ = self.end();
+        matches!(self.lock_child().try_wait(), Ok(Some(_)))
+    }
+
     fn lock_child(&self) -> MutexGuard<'_, Child> {
         // Waiting for a process leaves nothing half done.
         self.child.lock().unwrap_or_else(PoisonError::into_inner)

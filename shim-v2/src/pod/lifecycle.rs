@@ -1,8 +1,8 @@
 //! From a created container to its deletion: starts, further processes, exits.
 
-use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::events::task as events;
 use husk_sandbox::agent::{self, ExecRequest};
@@ -19,6 +19,10 @@ use crate::stdio::{Stdio, Whose};
 
 /// How long a container that has not been started may take to go when it is deleted.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the end of a container waits for its last output to be taken.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long it waits for its machine's end.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Pod {
     /// Lets a process execute; gives the process that stands for it on the host.
@@ -51,10 +55,12 @@ impl Pod {
         }
         let pid = self.pid();
         self.tell_started(&process.id, pid);
-        match (&*stage, ended) {
-            (Stage::Exited(_), _) => {}
-            (_, Some(exit)) => self.exit(&process, stage, exit),
-            (_, None) => *stage = Stage::Running,
+        if matches!(*stage, Stage::Starting(_)) {
+            *stage = Stage::Running;
+        }
+        drop(stage);
+        if let Some(exit) = ended {
+            self.conclude(&container, &process, exit);
         }
         Ok(pid)
     }
@@ -103,6 +109,43 @@ impl Pod {
         }
     }
 
+    /// A process has ended. With the only container of a sandbox its machine ends too, before anybody is told: nothing is
+    /// left then of the process that stands for it.
+    fn conclude(&self, container: &Container, process: &Process, exit: Exit) {
+        let is_alone = !self.is_shared.load(Ordering::Acquire) && !self.is_apart.load(Ordering::Acquire);
+        if is_alone && process.id.exec.is_empty() {
+            self.end_machine(container);
+        }
+        let stage = process.stage();
+        if !matches!(*stage, Stage::Exited(_)) {
+            self.exit(process, stage, exit);
+        }
+    }
+
+    /// Ends the machine of a container whose first process has ended, unless it has output that nobody takes: then the
+    /// machine stays until the container is deleted.
+    fn end_machine(&self, container: &Container) {
+        let Ok(sandbox) = self.sandbox() else { return };
+        let execs = container.execs();
+        let (ended, living): (Vec<_>, Vec<_>) = execs
+            .iter()
+            .partition(|process| matches!(*process.stage(), Stage::Exited(_)));
+        let deadline = Instant::now() + OUTPUT_PATIENCE;
+        let mut all = std::iter::once(&container.init).chain(ended);
+        if !all.all(|process| process.is_drained_by(deadline)) {
+            tracing::info!(
+                container = container.id,
+                "the machine stays, with output that nobody takes"
+            );
+            return;
+        }
+        if !sandbox.end_machine_within(END_PATIENCE) {
+            tracing::warn!(container = container.id, "the machine takes long to end");
+        }
+        // They would not have outlived the container, in whatever namespace they are.
+        living.into_iter().for_each(|process| self.lose(process));
+    }
+
     /// A process has ended: tells containerd and whoever waits.
     fn exit(&self, process: &Process, stage: MutexGuard<'_, Stage>, exit: Exit) {
         self.events.publish(&events::TaskExit {
@@ -122,7 +165,10 @@ impl Pod {
 
     /// The guest says that a process has ended.
     pub(crate) fn process_ended(&self, id: &ProcessId, exit: Exit) {
-        let Ok(process) = self.process(&id.container, &id.exec) else {
+        let found = self.container(&id.container);
+        let Ok((container, process)) =
+            found.and_then(|container| Ok((Arc::clone(&container), container.process(&id.exec)?)))
+        else {
             tracing::debug!(
                 container = id.container,
                 exec = id.exec,
@@ -134,23 +180,31 @@ impl Pod {
         match &mut *stage {
             // Its start is to be told first.
             Stage::Starting(ended) => *ended = Some(exit),
-            Stage::Created | Stage::Running => self.exit(&process, stage, exit),
+            Stage::Created | Stage::Running => {
+                drop(stage);
+                self.conclude(&container, &process, exit);
+            }
             Stage::Added(_) | Stage::Exited(_) => {}
+        }
+    }
+
+    /// A process has gone down with its machine.
+    fn lose(&self, process: &Process) {
+        let stage = process.stage();
+        match &*stage {
+            Stage::Added(_) | Stage::Exited(_) => {}
+            // Its start fails.
+            Stage::Starting(_) => process.exit(stage, Exit::killed()),
+            Stage::Created | Stage::Running => self.exit(process, stage, Exit::killed()),
         }
     }
 
     /// The machine has ended, and everything in it.
     pub(crate) fn machine_ended(&self) {
         for container in self.containers() {
-            for process in container.living() {
-                let stage = process.stage();
-                match &*stage {
-                    Stage::Added(_) | Stage::Exited(_) => {}
-                    // Its start fails.
-                    Stage::Starting(_) => process.exit(stage, Exit::killed()),
-                    Stage::Created | Stage::Running => self.exit(&process, stage, Exit::killed()),
-                }
-            }
+            // The first one last: containerd hears of its end after that of all others.
+            container.execs().iter().for_each(|process| self.lose(process));
+            self.lose(&container.init);
         }
         lock(&self.end).get_or_insert_with(Exit::killed);
         self.ended.notify_all();
@@ -189,23 +243,23 @@ impl Pod {
         let process = container.process(exec)?;
         if !exec.is_empty() {
             let stage = process.stage();
-            let exit = match &*stage {
-                Stage::Exited(exit) => Some(*exit),
-                Stage::Added(_) => None,
+            let (exit, has_run) = match &*stage {
+                Stage::Exited(exit) => (*exit, true),
+                Stage::Added(_) => (Exit::none(), false),
                 _ => return Err(ShimError::DeleteRunning),
             };
-            if exit.is_none() {
-                // Whoever waits for it waits in vain.
-                process.exit(stage, Exit::killed());
-            } else {
+            if has_run {
                 drop(stage);
+            } else {
+                // Whoever waits for it waits in vain.
+                process.exit(stage, exit);
             }
             process.finish();
-            if let Some(Err(error)) = exit.map(|_| self.guest().and_then(|guest| Ok(guest.delete(&process.id)?))) {
+            if has_run && let Err(error) = self.guest().and_then(|guest| Ok(guest.delete(&process.id)?)) {
                 tracing::debug!(%error, "the guest does not forget the process");
             }
             container.forget(exec);
-            return Ok(exit.unwrap_or_else(Exit::killed));
+            return Ok(exit);
         }
         let exit = self.end(&process)?;
         process.finish();

@@ -56,6 +56,8 @@ pub(crate) struct Pod {
     /// How the sandbox has ended.
     end: Mutex<Option<Exit>>,
     ended: Condvar,
+    /// Whether other containers may come to the first one's machine.
+    is_shared: AtomicBool,
     /// Whether containerd has the sandbox apart from its containers, and ends it itself.
     is_apart: AtomicBool,
     is_over: Mutex<bool>,
@@ -82,6 +84,7 @@ impl Pod {
             containers: Mutex::default(),
             end: Mutex::default(),
             ended: Condvar::new(),
+            is_shared: AtomicBool::new(false),
             is_apart: AtomicBool::new(false),
             is_over: Mutex::default(),
             over: Condvar::new(),
@@ -122,15 +125,13 @@ impl Pod {
             *lock(&self.cgroup) = Some(cgroup.clone());
             host_cgroup::make(cgroup)?;
         }
+        let is_shared = place::is_shared(&bundle.annotations);
+        self.is_shared.store(is_shared, Ordering::Release);
         let options = Options {
             kvm: Arc::new(kvm),
             cpus: size.cpus,
             memory_mib: size.memory_mib,
-            disks: if place::is_shared(&bundle.annotations) {
-                MAX_DISKS
-            } else {
-                1
-            },
+            disks: if is_shared { MAX_DISKS } else { 1 },
             console: false,
             kernel: config.kernel.clone(),
             patience: config.patience(),

@@ -120,6 +120,15 @@ impl<'h> Peer<'h> {
         self.containerd.run([&["tasks"], words].concat())
     }
 
+    /// The process that stands for a task.
+    #[track_caller]
+    fn pid(&self, id: &str) -> u32 {
+        let listed = self.task(&["list"]);
+        let mut lines = listed.exits(0).stdout().lines().map(str::split_whitespace);
+        let mut line = lines.find(|line| line.clone().next() == Some(id)).expect("the task");
+        line.nth(1).and_then(|pid| pid.parse().ok()).expect("a process id")
+    }
+
     /// `ctr WORDS` on a terminal.
     #[track_caller]
     fn on_terminal<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Terminal<'h> {
@@ -132,6 +141,22 @@ impl<'h> Peer<'h> {
     fn remove(&self, id: &str) {
         self.task(&["delete", "--force", id]).exits(0);
         self.containerd.run(["containers", "delete", id]).exits(0);
+    }
+}
+
+#[test]
+fn the_runtime_says_what_it_supports() {
+    let host = Host::new();
+    let containerd = Containerd::start(&host, Release::Built);
+    for runtime in runtimes() {
+        let told = containerd.run(["plugins", "inspect-runtime", "--runtime", runtime]);
+        let told: serde_json::Value = serde_json::from_str(told.exits(0).stdout()).unwrap();
+        assert_eq!(told["Name"], *runtime, "{told}");
+        let features = &told["Features"];
+        let has =
+            |list: &serde_json::Value, what: &str| list.as_array().is_some_and(|list| list.contains(&what.into()));
+        assert!(has(&features["mountOptions"], "rro"), "{told}");
+        assert!(has(&features["linux"]["namespaces"], "user"), "{told}");
     }
 }
 
