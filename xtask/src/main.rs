@@ -150,7 +150,8 @@ Without hardware virtualization it runs in the emulated host, where it takes abo
 Usage: cargo xtask suite SUITE [FILTER]...
 
 Suites:
-  client  The tests of containerd's client, of the version that tests/peers/suites pins
+  client  Of containerd's client, of the version that tests/peers/suites pins
+  cri     Of containerd's part for Kubernetes, of the same version
 
 What the tests say goes to the directory suites in the build output.
 

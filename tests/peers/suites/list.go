@@ -7,6 +7,8 @@ const (
 	passwd = "root:x:0:0:root:/root:/bin/sh\nsys:x:3:3:sys:/dev:/bin/false\nwww-data:x:33:33:www-data:/var/www:/bin/false\n" +
 		"backup:x:34:34:backup:/var/backups:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
 	group = "root:x:0:\nsys:x:3:\nwww-data:x:33:\nbackup:x:34:\nnogroup:x:65534:\n"
+	// It takes 100 MB of memory for 30 seconds, whatever it is told.
+	stress = "#!/bin/sh\n(head -c 104857600 /dev/zero; sleep 30) | tail -c 104857601 > /dev/null\n"
 	// The suites' own image has an nc that ends on SIGTERM as a namespace's first process too; not every busybox has.
 	nc = "#!/bin/sh\nbusybox nc \"$@\" &\ntrap 'kill $!; exit 143' TERM\nwait $!\n"
 )
@@ -25,6 +27,13 @@ func images(root string) (*store, error) {
 	shell := map[string]any{"Env": []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, "Cmd": []string{"sh"}}
 	made.several("containerd/busybox:1.36", shell, base)
 	made.several("e2e-test-images/busybox:1.29-2", shell, base, named("1.29-2"))
+	release := archive(entry{name: "etc/", mode: 0o755}, entry{name: "etc/os-release", mode: 0o644, content: "ID=tests\n"},
+		entry{name: "os-release", mode: 0o644, content: "ID=tests\n"})
+	made.several("containerd/alpine:3.14.0", shell, base, release)
+	waits := map[string]any{"Env": shell["Env"], "Cmd": []string{"sleep", "86400"}}
+	made.several("containerd/nginx:1.27.0", waits, base, named("nginx"))
+	made.several("e2e-test-images/resource-consumer:1.10", waits, base,
+		archive(entry{name: "bin/", mode: 0o755}, entry{name: "bin/stress", mode: 0o755, content: stress}))
 
 	directory := func(name, file string) []byte {
 		return archive(entry{name: name, mode: 0o755}, entry{name: name + file, mode: 0o644, content: "test_content\n"})
@@ -51,10 +60,10 @@ func images(root string) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	waits := archive(entry{name: "busybox", mode: 0o755, content: string(busybox)}, entry{name: "pause", mode: 0o755, content: "#!/busybox sh\n" +
+	pauses := archive(entry{name: "busybox", mode: 0o755, content: string(busybox)}, entry{name: "pause", mode: 0o755, content: "#!/busybox sh\n" +
 		"trap 'exit 0' TERM INT\nwhile :; do /busybox sleep 86400 & wait $!; done\n"})
 	for _, tag := range []string{"3.10.2", "3.10.1", "3.10", "3.6"} {
-		made.several("pause:"+tag, map[string]any{"Entrypoint": []string{"/pause"}}, waits, named(tag))
+		made.several("pause:"+tag, map[string]any{"Entrypoint": []string{"/pause"}}, pauses, named(tag))
 	}
 	windows := made.image("windows/amd64", map[string]any{}, named("windows"))
 	made.tag("containerd/windows/nanoserver:1809", windows)

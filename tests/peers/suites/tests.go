@@ -4,5 +4,6 @@
 package main
 
 import (
+	_ "github.com/containerd/containerd/v2/integration"
 	_ "github.com/containerd/containerd/v2/integration/client"
 )

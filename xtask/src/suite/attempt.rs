@@ -13,11 +13,12 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::RUNC;
 use super::results::{self, Outcome, Results};
 use crate::process;
 
-/// A program that has said nothing for so long hangs. Tests say what they do.
-const SILENCE: Duration = Duration::from_secs(240);
+/// A program that has said nothing for so long hangs: nearly all tests say what they do.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// How a suite is run.
 pub(super) struct Attempt {
@@ -31,11 +32,11 @@ pub(super) struct Attempt {
 impl Attempt {
     /// The names of all tests.
     pub(super) fn list(&self) -> Result<BTreeSet<String>> {
-        let [_, _, suites, _] = &self.directories;
-        let program = suites.join(self.script.file_stem().unwrap_or_default());
-        // Whatever else the program does before its tests is not done.
-        let told =
-            process::output(Command::new(program.with_extension("test")).args(["-test.list", "^Test", "-test.short"]))?;
+        let mut list = Command::new(&self.script);
+        // With whatever there must be before the program says anything; what need not be is left out.
+        list.args(&self.directories)
+            .args([RUNC, "-test.list=^Test", "-test.short"]);
+        let told = process::output(&mut list)?;
         let names = told.lines().filter(|line| line.starts_with("Test"));
         Ok(names.map(str::to_owned).collect())
     }
@@ -44,9 +45,10 @@ impl Attempt {
     pub(super) fn all(&self, runtime: &str, tests: &BTreeSet<String>) -> Result<Results> {
         let mut results = Results::new();
         let mut left = tests.clone();
+        let suite = self.script.file_stem().unwrap_or_default().display();
         for attempt in 1.. {
             let begun = Instant::now();
-            let log = self.logs.join(format!("{runtime}-{attempt}.log"));
+            let log = self.logs.join(format!("{suite}-{runtime}-{attempt}.log"));
             let under_way = self.run(runtime, &left, &log, &mut results)?;
             for test in under_way {
                 results.insert(test, Outcome::Failed);

@@ -75,7 +75,10 @@ pub(super) fn compare(runc: &Results, husk: &Results, explanations: &BTreeMap<&s
     for name in runc.keys().chain(husk.keys().filter(|name| !runc.contains_key(*name))) {
         let both = [runc.get(name), husk.get(name)];
         *counts.entry(both.map(word)).or_default() += 1;
-        let explanation = explanations.get(name.as_str());
+        // That of a test is one of its parts too.
+        let explanation = explanations
+            .get(name.as_str())
+            .or_else(|| explanations.get(whole(name)));
         if both[0] == both[1] {
             continue;
         }
@@ -100,6 +103,11 @@ pub(super) fn compare(runc: &Results, husk: &Results, explanations: &BTreeMap<&s
     comparison.table.push('\n');
     comparison.table.push_str(&lines);
     comparison
+}
+
+/// The test that a part belongs to.
+pub(super) fn whole(name: &str) -> &str {
+    name.split_once('/').map_or(name, |(whole, _)| whole)
 }
 
 fn word(outcome: Option<&Outcome>) -> &'static str {
@@ -137,7 +145,7 @@ mod tests {
     #[test]
     fn what_husk_alone_fails_needs_a_reason() {
         let results = |outcomes: [Outcome; 4]| -> Results {
-            let names = ["TestA", "TestB", "TestC", "TestD"].map(str::to_owned);
+            let names = ["TestA", "TestB/part", "TestC", "TestD"].map(str::to_owned);
             names.into_iter().zip(outcomes).collect()
         };
         let runc = results([Outcome::Passed, Outcome::Passed, Outcome::Failed, Outcome::Passed]);
@@ -157,7 +165,7 @@ mod tests {
                 "passed   skipped  1",
                 "",
                 "passed   failed   TestA: not explained",
-                "passed   skipped  TestB: of runc alone",
+                "passed   skipped  TestB/part: of runc alone",
             ]
         );
     }
