@@ -71,7 +71,12 @@ pub fn vmm() -> Result<PathBuf, ArtefactError> {
         Some(program) => vec![program.into()],
         None => {
             let path = std::env::var_os("PATH").unwrap_or_default();
-            let mut places = vec![own_dir().join("husk-vmm"), own_dir().join("../libexec/husk-vmm")];
+            let mut places = vec![
+                own_dir().join("husk-vmm"),
+                own_dir().join("../libexec/husk-vmm"),
+                "/usr/local/libexec/husk-vmm".into(),
+                "/usr/libexec/husk-vmm".into(),
+            ];
             places.extend(std::env::split_paths(&path).map(|dir| dir.join("husk-vmm")));
             places
         }
