@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
@@ -28,6 +29,9 @@ const OLD_NAME: &str = "/containerd.task.v2.Task/";
 
 /// docker's namespace in containerd.
 const DOCKER: &str = "moby";
+
+/// How long the end of a machine may take to be told.
+const END: Duration = Duration::from_secs(10);
 
 /// containerd's calls to the pod.
 struct Service(Arc<Pod>);
@@ -123,14 +127,18 @@ impl Task for Service {
             Stage::Exited(_) => vec![self.0.pid()],
             // docker looks for the numbers on the host, where others have them.
             _ if self.0.namespace == DOCKER => vec![self.0.pid()],
-            _ => {
-                let state = self.0.guest()?.state(&container.id).map_err(ShimError::from)?;
-                let first = state.processes.iter().find(|process| process.exec.is_empty());
-                let first = first.map(|process| process.pid);
-                // The first one has the number by which containerd knows the task; callers look for that one.
-                let known = |pid| if Some(pid) == first { self.0.pid() } else { pid };
-                state.pids.into_iter().map(known).collect()
-            }
+            _ => match self.0.guest()?.state(&container.id) {
+                Ok(state) => {
+                    let first = state.processes.iter().find(|process| process.exec.is_empty());
+                    let first = first.map(|process| process.pid);
+                    // The first one has the number by which containerd knows the task; callers look for that one.
+                    let known = |pid| if Some(pid) == first { self.0.pid() } else { pid };
+                    state.pids.into_iter().map(known).collect()
+                }
+                // The machine ends, with a container whose end is not told yet.
+                Err(error) if error.is_lost() => vec![self.0.pid()],
+                Err(error) => return Err(ShimError::from(error).into()),
+            },
         };
         let process = |pid| ProcessInfo {
             pid,
@@ -175,9 +183,12 @@ impl Task for Service {
             Stage::Added(_) => return Err(ShimError::NotRunning(request.exec_id).into()),
             _ => {}
         }
-        let sent = self.0.guest()?.kill(&process.id, request.signal, request.all);
-        sent.map_err(ShimError::from)?;
-        Ok(Empty::new())
+        match self.0.guest()?.kill(&process.id, request.signal, request.all) {
+            Ok(()) => Ok(Empty::new()),
+            // The machine ends, and the process has or does so with it.
+            Err(error) if error.is_lost() && process.wait_for(END).is_some() => Err(ShimError::Finished.into()),
+            Err(error) => Err(ShimError::from(error).into()),
+        }
     }
 
     fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {

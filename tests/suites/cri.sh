@@ -16,7 +16,9 @@ drain_exec_sync_io_timeout = "10s"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "/usr/lib/cni"
 conf_dir = "$directory/networks"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+[plugins."io.containerd.grpc.v1.cri".containerd]
+default_runtime_name = "tested"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tested]
 runtime_type = "$runtime"
 [plugins."io.containerd.snapshotter.v1.overlayfs"]
 slow_chown = true
@@ -47,6 +49,6 @@ until ctr --address /run/containerd-test/containerd.sock version > /dev/null 2>&
 	sleep 1
 done
 "$suites/integration.test" -cri-endpoint unix:///run/containerd-test/containerd.sock -containerd-bin containerd \
-	-build-dir "$containerd" "$@" || code=$?
+	-runtime-handler tested -build-dir "$containerd" "$@" || code=$?
 cat containerd.log >&2
 exit "${code:-0}"

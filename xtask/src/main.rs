@@ -140,28 +140,6 @@ Examples:
   cargo xtask soak
   cargo xtask soak --count 20 --at-once 4";
 
-const SUITE_HELP: &str = "\
-Run another project's test suite for container runtimes, with runc and with husk, and print a table of how their results
-differ. Fails when a test passes with runc alone, and tests/suites/SUITE.differences does not say why; or when it says so
-of one that passes.
-
-Without hardware virtualization it runs in the emulated host, where it takes about half an hour.
-
-Usage: cargo xtask suite SUITE [FILTER]...
-
-Suites:
-  client  Of containerd's client, of the version that tests/peers/suites pins
-  cri     Of containerd's part for Kubernetes, of the same version
-
-What the tests say goes to the directory suites in the build output.
-
-Options:
-  -h, --help  This text
-
-Examples:
-  cargo xtask suite client
-  cargo xtask suite client TestContainerExec TestTask";
-
 const BENCH_HELP: &str = "\
 Measure husk: on this machine's KVM what needs no Linux guest, and the rest where /dev/kvm is real.
 
@@ -212,7 +190,7 @@ fn run(mut arguments: lexopt::Parser) -> Result<i32> {
         },
         Some(Value(task)) if task == "suite" => match suite_options(&mut arguments)? {
             Some(options) => suite::run(&options),
-            None => help(SUITE_HELP),
+            None => help(suite::HELP),
         },
         // Not for people: what `suite` runs where /dev/kvm is real.
         Some(Value(task)) if task == "each-suite" => suite::compare(&arguments.raw_args()?.collect::<Vec<_>>()),

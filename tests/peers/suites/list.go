@@ -2,11 +2,11 @@ package main
 
 import "os"
 
-// Users of busybox's image that the suites name.
+// Users and groups of busybox's image that the suites name.
 const (
-	passwd = "root:x:0:0:root:/root:/bin/sh\nsys:x:3:3:sys:/dev:/bin/false\nwww-data:x:33:33:www-data:/var/www:/bin/false\n" +
+	passwd = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nsys:x:3:3:sys:/dev:/bin/false\nwww-data:x:33:33:www-data:/var/www:/bin/false\n" +
 		"backup:x:34:34:backup:/var/backups:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
-	group = "root:x:0:\nsys:x:3:\nwww-data:x:33:\nbackup:x:34:\nnogroup:x:65534:\n"
+	group = "root:x:0:\ndaemon:x:1:\nsys:x:3:\nwheel:x:10:root\nwww-data:x:33:\nbackup:x:34:\nnogroup:x:65534:\n"
 	// It takes 100 MB of memory for 30 seconds, whatever it is told.
 	stress = "#!/bin/sh\n(head -c 104857600 /dev/zero; sleep 30) | tail -c 104857601 > /dev/null\n"
 	// The suites' own image has an nc that ends on SIGTERM as a namespace's first process too; not every busybox has.
