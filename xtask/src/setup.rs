@@ -76,6 +76,15 @@ pub(crate) const TEST: &[Need] = &[
     Need::new("runc", "runc"),
 ];
 
+/// For other projects' suites.
+pub(crate) const SUITE: &[Need] = &[
+    Need::new("runc", "runc"),
+    Need::new("ip", "iproute2"),
+    Need::new("ps", "procps"),
+    Need::new("lsof", "lsof"),
+    Need::new("/usr/lib/cni/bridge", "containernetworking-plugins"),
+];
+
 /// For downloading Go.
 pub(crate) const GO: &[Need] = &[
     Need::new("curl", "curl"),

@@ -27,7 +27,7 @@ func images(root string) (*store, error) {
 	shell := map[string]any{"Env": []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, "Cmd": []string{"sh"}}
 	made.several("containerd/busybox:1.36", shell, base)
 	made.several("e2e-test-images/busybox:1.29-2", shell, base, named("1.29-2"))
-	release := archive(entry{name: "etc/", mode: 0o755}, entry{name: "etc/os-release", mode: 0o644, content: "ID=tests\n"},
+	release := archive(entry{name: "etc/", mode: 0o755}, entry{name: "etc/os-release", mode: 0o644, content: "NAME=\"Alpine Linux\"\n"},
 		entry{name: "os-release", mode: 0o644, content: "ID=tests\n"})
 	made.several("containerd/alpine:3.14.0", shell, base, release)
 	waits := map[string]any{"Env": shell["Env"], "Cmd": []string{"sleep", "86400"}}

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 
 use self::attempt::Attempt;
 use self::results::{Comparison, Outcome, Results};
-use crate::{build, peers, place, step, trees, workspace};
+use crate::{build, peers, place, setup, step, trees, workspace};
 
 /// The suites, each a script in [`DIRECTORY`] that runs it, and a list of what husk does otherwise than runc, and why.
 const SUITES: [&str; 2] = ["client", "cri"];
@@ -75,6 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<i32> {
         SUITES.join(", ")
     );
     workspace::ensure_space()?;
+    setup::ensure(setup::SUITE)?;
     let programs = build::run()?;
     let containerd = peers::build(peers::NEWEST)?;
     let suites = peers::build(peers::SUITES)?;
