@@ -3,8 +3,13 @@
 set -eu
 . "$(dirname "$0")/world.sh"
 
-directory=$PWD/containerd
-mkdir -p "$directory/networks"
+# Some tests start a containerd of their own, which looks for networks in the usual places.
+for directory in /etc/cni /opt; do
+	mkdir -p "$directory"
+	mount -t tmpfs tmpfs "$directory"
+done
+mkdir -p /etc/cni/net.d /opt/cni
+ln -s /usr/lib/cni /opt/cni/bin
 cat > config.toml << END
 version = 2
 root = "/var/lib/containerd-test"
@@ -13,9 +18,6 @@ state = "/run/containerd-test"
 address = "/run/containerd-test/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
 drain_exec_sync_io_timeout = "10s"
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
-conf_dir = "$directory/networks"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 default_runtime_name = "tested"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tested]
@@ -27,7 +29,7 @@ disable = false
 socket_path = "/var/run/nri-test.sock"
 plugin_path = "/no/pre-launched/nri/plugins"
 END
-cat > "$directory/networks/10-bridge.conflist" << END
+cat > /etc/cni/net.d/10-bridge.conflist << END
 {
   "cniVersion": "1.0.0",
   "name": "suite",
