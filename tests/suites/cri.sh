@@ -22,6 +22,7 @@ drain_exec_sync_io_timeout = "10s"
 default_runtime_name = "tested"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tested]
 runtime_type = "$runtime"
+privileged_without_host_devices = true
 [plugins."io.containerd.snapshotter.v1.overlayfs"]
 slow_chown = true
 [plugins."io.containerd.nri.v1.nri"]
