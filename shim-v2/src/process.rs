@@ -86,14 +86,12 @@ impl Process {
         lock(&self.stage)
     }
 
-    /// Says that it has ended; `stage` is its own.
+    /// Says that it has ended; `stage` is its own. Its streams stay, for processes that it has left behind, until it is
+    /// deleted.
     pub(crate) fn exit(&self, mut stage: MutexGuard<'_, Stage>, exit: Exit) {
         *stage = Stage::Exited(exit);
         drop(stage);
         self.exited.notify_all();
-        if let Some(relay) = &lock(&self.streams).relay {
-            relay.exited();
-        }
     }
 
     /// Waits until it has ended, however long that takes.

@@ -46,6 +46,9 @@ fn a_pods_containers_share_a_machine(release: Release, sandboxer: &str) {
     // The machine holds what the pod may use: 400 MiB.
     let total = "test $(awk '/MemTotal/{print $2}' /proc/meminfo) -gt 409600";
     assert_eq!((cri.exec(&one, total), cri.exec(&one, "exit 4")), (0, 4));
+    // What a command leaves behind may speak after it, and late: "early\nlate\n", in base64.
+    let late = cri.exec_output(&one, "(sleep 4; echo late) & echo early");
+    assert_eq!(late, "ZWFybHkKbGF0ZQo=");
     let machines = host.new_processes();
     let machines = machines.iter().filter(|process| process.name == "husk-vmm").count();
     assert_eq!(machines, 1, "one machine for all");

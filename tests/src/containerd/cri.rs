@@ -140,9 +140,20 @@ impl<'h> Cri<'h> {
     /// Runs a script in a container; gives its exit code.
     #[track_caller]
     pub fn exec(&self, container: &str, script: &str) -> i64 {
-        let request = json!({"container_id": container, "cmd": ["/bin/sh", "-c", script]});
         // What is zero is not written.
-        self.call("ExecSync", &request)["exit_code"].as_i64().unwrap_or(0)
+        self.exec_sync(container, script)["exit_code"].as_i64().unwrap_or(0)
+    }
+
+    /// Runs a script in a container; gives what it has written to stdout, in base64.
+    #[track_caller]
+    pub fn exec_output(&self, container: &str, script: &str) -> String {
+        text(&self.exec_sync(container, script)["stdout"])
+    }
+
+    #[track_caller]
+    fn exec_sync(&self, container: &str, script: &str) -> Value {
+        let request = json!({"container_id": container, "cmd": ["/bin/sh", "-c", script]});
+        self.call("ExecSync", &request)
     }
 
     /// The containerd.
