@@ -1,7 +1,7 @@
 //! What a request must be like before anything is done about it. A refusal names the field.
 
 use husk_protocol::TOKEN_LEN;
-use husk_protocol::agent::{CreateRequest, DeviceRule, ExecRequest, Mount, Process, Resources};
+use husk_protocol::agent::{CreateRequest, DeviceRule, ExecRequest, Layer, Mount, Process, Resources};
 
 use crate::cgroup::Cgroup;
 use crate::refusal::Refusal;
@@ -9,6 +9,8 @@ use crate::stdio::Token;
 
 /// The kernel checks a program only as far as its patience goes, which is somewhat over 1,000 rules.
 const MAX_RULES: usize = 500;
+/// Their paths are one mount's option, which is a page at most.
+const MAX_LAYERS: usize = 128;
 /// The longest filter that the kernel takes (`BPF_MAXINSNS`), in bytes.
 const MAX_PROGRAM: usize = 4096 * 8;
 
@@ -24,6 +26,7 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), Refusal> {
     if !(root.disk.is_empty() && request.process.pause) {
         check_id("root.disk", &root.disk)?;
     }
+    check_layers(&root.layers)?;
     for (index, mount) in request.mounts.iter().enumerate() {
         check_mount(&format!("mounts[{index}]"), mount)?;
     }
@@ -103,6 +106,24 @@ pub(crate) fn check_resources(resources: &Resources) -> Result<(), Refusal> {
         )),
         None => Ok(()),
     }
+}
+
+fn check_layers(layers: &[Layer]) -> Result<(), Refusal> {
+    if layers.len() > MAX_LAYERS {
+        return Err(Refusal::invalid("root.layers", "are more than 128"));
+    }
+    for (index, layer) in layers.iter().enumerate() {
+        let field = |name: &str| format!("root.layers[{index}].{name}");
+        if !["erofs", "ext4"].contains(&layer.type_.as_str()) {
+            return Err(Refusal::invalid(field("type"), "is neither \"erofs\" nor \"ext4\""));
+        }
+        for (name, bytes) in [("offset", layer.offset), ("length", layer.length)] {
+            if bytes % 512 != 0 {
+                return Err(Refusal::invalid(field(name), "is no whole number of sectors"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_mount(field: &str, mount: &Mount) -> Result<(), Refusal> {
@@ -239,6 +260,15 @@ mod tests {
         }
     }
 
+    fn layer(request: &mut CreateRequest, offset: u64, kind: &str) {
+        request.root.mut_or_insert_default().layers.push(Layer {
+            offset,
+            length: 512,
+            type_: kind.to_owned(),
+            ..Layer::default()
+        });
+    }
+
     fn refused(change: impl FnOnce(&mut CreateRequest)) -> String {
         let mut request = request();
         change(&mut request);
@@ -273,6 +303,8 @@ mod tests {
                 refused(|r| r.root.as_mut().unwrap().disk = "a/b".to_owned()),
                 "root.disk:",
             ),
+            (refused(|r| layer(r, 0, "xfs")), "root.layers[0].type:"),
+            (refused(|r| layer(r, 100, "erofs")), "root.layers[0].offset:"),
             (refused(|r| r.mounts.push(Mount::default())), "mounts[0].destination:"),
             (
                 refused(|r| {

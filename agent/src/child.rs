@@ -57,8 +57,8 @@ pub(crate) enum Task<'a> {
     /// It is a container's first process; clone3(2) has made its namespaces, except the cgroup one.
     Create {
         request: &'a CreateRequest,
-        /// Where the root's image is mounted.
-        image: &'a Path,
+        /// Where the layers of the root's image are mounted, the uppermost first.
+        image: &'a [PathBuf],
         /// The container's cgroup directory.
         cgroup: &'a Path,
         /// A directory over which the root can be put together.

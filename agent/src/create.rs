@@ -90,7 +90,7 @@ impl Agent {
             request.resources.get_or_default(),
             self.disks.number(serial).as_deref(),
         )?;
-        if let Err(error) = self.images.take(&self.disks, serial, &device) {
+        if let Err(error) = self.images.take(&self.disks, &request.root, &device) {
             cgroup.remove();
             return Err(error.into());
         }
@@ -158,7 +158,7 @@ impl Agent {
         cgroup: &Cgroup,
         shared: &BTreeMap<String, PathBuf>,
     ) -> Result<Process, Refusal> {
-        let (image, stage) = (self.images.path(&request.root.disk), self.stage.clone());
+        let (image, stage) = (self.images.layers(&request.root.disk), self.stage.clone());
         let in_user_namespace = namespaces.own.contains(CloneFlags::CLONE_NEWUSER);
         let tree = match in_user_namespace {
             true => Some(child::detached(&image, &stage).map_err(Refusal::Root)?),

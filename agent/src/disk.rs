@@ -1,11 +1,12 @@
 //! Disks, found by the serial that the host has given them, and the images on them.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use husk_protocol::agent::{Layer, Root};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -19,10 +20,17 @@ pub(crate) enum DiskError {
     Make { path: PathBuf, source: io::Error },
     #[error("the device of disk {serial:?} has no usable number: {number:?}")]
     Number { serial: String, number: String },
-    #[error("mounting disk {serial:?} ({device}) as EROFS: {source}")]
+    #[error("mounting disk {serial:?} ({device}) as {kind}: {source}")]
     Mount {
         serial: String,
         device: String,
+        kind: String,
+        source: nix::Error,
+    },
+    #[error("making layer {index} of disk {serial:?} a device: {source}")]
+    Partition {
+        serial: String,
+        index: usize,
         source: nix::Error,
     },
 }
@@ -96,9 +104,9 @@ impl Disks {
         }
     }
 
-    /// A device node for the disk, which must have been found.
+    /// A device node for a disk that was found, or a partition of it; `name` is its place in sysfs.
     fn node(&self, serial: &str, name: &str) -> Result<PathBuf, DiskError> {
-        let path = Path::new("/dev").join(name);
+        let path = Path::new("/dev").join(name.rsplit('/').next().unwrap_or(name));
         if path.exists() {
             return Ok(path);
         }
@@ -121,7 +129,17 @@ impl Disks {
 #[derive(Debug)]
 pub(crate) struct Images {
     directory: PathBuf,
-    mounted: HashMap<String, usize>,
+    mounted: HashMap<String, Image>,
+}
+
+/// An image that is mounted.
+#[derive(Debug, Default)]
+struct Image {
+    users: usize,
+    /// Where its layers are mounted, the uppermost first.
+    layers: Vec<PathBuf>,
+    /// The node of the device whose partitions the layers are.
+    partitioned: Option<PathBuf>,
 }
 
 impl Images {
@@ -133,11 +151,12 @@ impl Images {
         }
     }
 
-    /// Where the image of a disk is mounted.
-    pub(crate) fn path(&self, serial: &str) -> PathBuf {
-        // No disk is called so.
-        let name = if serial.is_empty() { ".empty" } else { serial };
-        self.directory.join(name)
+    /// Where the layers of a disk's image are mounted, the uppermost first.
+    pub(crate) fn layers(&self, serial: &str) -> Vec<PathBuf> {
+        self.mounted
+            .get(serial)
+            .map(|image| image.layers.clone())
+            .unwrap_or_default()
     }
 
     /// Whether it is mounted already, or need not be: without a disk the image is an empty directory.
@@ -146,49 +165,119 @@ impl Images {
     }
 
     /// Mounts the image of a disk for one more user; `device` is the disk's name.
-    pub(crate) fn take(&mut self, disks: &Disks, serial: &str, device: &str) -> Result<(), DiskError> {
-        if !self.mounted.contains_key(serial) {
-            let path = self.path(serial);
-            fs::create_dir_all(&path).map_err(|source| DiskError::Make {
-                path: path.clone(),
+    pub(crate) fn take(&mut self, disks: &Disks, root: &Root, device: &str) -> Result<(), DiskError> {
+        if let Some(image) = self.mounted.get_mut(&root.disk) {
+            image.users += 1;
+            return Ok(());
+        }
+        let mut image = Image {
+            users: 1,
+            ..Image::default()
+        };
+        // No disk is called so.
+        let name = if root.disk.is_empty() { ".empty" } else { &root.disk };
+        let made = self.mount(disks, root, device, &self.directory.join(name), &mut image);
+        if let Err(error) = made {
+            image.unmount();
+            return Err(error);
+        }
+        self.mounted.insert(root.disk.clone(), image);
+        Ok(())
+    }
+
+    fn mount(&self, disks: &Disks, root: &Root, device: &str, path: &Path, image: &mut Image) -> Result<(), DiskError> {
+        let serial = &root.disk;
+        let make = |path: &Path| {
+            fs::create_dir_all(path).map_err(|source| DiskError::Make {
+                path: path.to_owned(),
+                source,
+            })
+        };
+        if serial.is_empty() || root.layers.len() <= 1 {
+            make(path)?;
+            image.layers.push(path.to_owned());
+            if serial.is_empty() {
+                return Ok(());
+            }
+            let kind = root.layers.first().map_or("erofs", |layer| &layer.type_);
+            return mount_disk(disks, serial, device, kind, path);
+        }
+        let node = disks.node(serial, device)?;
+        let whole = File::open(&node).map_err(|source| DiskError::Make {
+            path: node.clone(),
+            source,
+        })?;
+        // Whatever was on the disk before.
+        sys::remove_partitions(whole.as_fd());
+        image.partitioned = Some(node);
+        for (index, layer) in root.layers.iter().enumerate() {
+            let name = partition(&whole, device, index, layer).map_err(|source| DiskError::Partition {
+                serial: serial.clone(),
+                index,
                 source,
             })?;
-            if !serial.is_empty() {
-                mount_disk(disks, serial, device, &path)?;
-            }
+            let path = path.join(index.to_string());
+            make(&path)?;
+            image.layers.push(path.clone());
+            mount_disk(disks, serial, &name, &layer.type_, &path)?;
         }
-        *self.mounted.entry(serial.to_owned()).or_insert(0) += 1;
         Ok(())
     }
 
     /// One user less; after the last one the disk is free to be detached.
     pub(crate) fn give_back(&mut self, serial: &str) {
-        let Some(users) = self.mounted.get_mut(serial) else {
+        let Some(image) = self.mounted.get_mut(serial) else {
             return;
         };
-        *users -= 1;
-        if *users == 0 {
-            self.mounted.remove(serial);
-            let path = self.path(serial);
-            // A process that is just being made may still have a copy of it, for a moment.
-            let _ = umount2(&path, MntFlags::MNT_DETACH);
-            let _ = fs::remove_dir(&path);
+        image.users -= 1;
+        if image.users == 0
+            && let Some(image) = self.mounted.remove(serial)
+        {
+            image.unmount();
         }
     }
 
     /// Counts a directory as the mounted image of a disk.
     #[cfg(test)]
     pub(crate) fn pretend(&mut self, serial: &str) {
-        self.mounted.insert(serial.to_owned(), 1);
+        let image = Image {
+            users: 1,
+            layers: vec![self.directory.join(serial)],
+            partitioned: None,
+        };
+        self.mounted.insert(serial.to_owned(), image);
     }
 }
 
-fn mount_disk(disks: &Disks, serial: &str, device: &str, path: &Path) -> Result<(), DiskError> {
+impl Image {
+    fn unmount(self) {
+        for path in &self.layers {
+            // A process that is just being made may still have a copy of it, for a moment.
+            let _ = umount2(path, MntFlags::MNT_DETACH);
+            let _ = fs::remove_dir(path);
+        }
+        if let Some(device) = self.partitioned.and_then(|node| File::open(node).ok()) {
+            sys::remove_partitions(device.as_fd());
+        }
+    }
+}
+
+/// Makes a layer of a disk a device of its own, and gives its place in sysfs.
+fn partition(whole: &File, device: &str, index: usize, layer: &Layer) -> nix::Result<String> {
+    // There are at most 128 layers.
+    let number = i32::try_from(index + 1).map_err(|_| nix::Error::EINVAL)?;
+    sys::add_partition(whole.as_fd(), number, layer.offset, layer.length)?;
+    Ok(format!("{device}/{device}{number}"))
+}
+
+/// Mounts what is on a device; `device` is its place in sysfs.
+fn mount_disk(disks: &Disks, serial: &str, device: &str, kind: &str, path: &Path) -> Result<(), DiskError> {
     let node = disks.node(serial, device)?;
-    let mounted = mount(Some(&node), path, Some("erofs"), MsFlags::MS_RDONLY, None::<&str>);
+    let mounted = mount(Some(&node), path, Some(kind), MsFlags::MS_RDONLY, None::<&str>);
     mounted.map_err(|source| DiskError::Mount {
         serial: serial.to_owned(),
         device: device.to_owned(),
+        kind: kind.to_owned(),
         source,
     })
 }

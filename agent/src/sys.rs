@@ -8,12 +8,14 @@ mod confine;
 mod fork;
 mod hook;
 pub(crate) mod mounts;
+mod partitions;
 mod schedule;
 mod terminal;
 
 pub(crate) use confine::{Filter, set_personality};
 pub(crate) use fork::{Forked, fork, fork_into, fork_sleeping};
 pub(crate) use hook::{before_execution, open_process};
+pub(crate) use partitions::{add_partition, remove_partitions};
 pub(crate) use schedule::{set_affinity, set_io_priority, set_scheduler};
 pub(crate) use terminal::{open_terminal_peer, set_terminal_size, take_controlling_terminal, terminal_number};
 

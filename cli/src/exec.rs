@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use husk_sandbox::agent::{ExecRequest, Process};
-use husk_sandbox::bundle::{self, users};
+use husk_sandbox::bundle;
 use husk_sandbox::confinement::Confinement;
 use husk_sandbox::guest::{Guest, GuestError, ProcessId, Streams, Wanted};
 use husk_sandbox::lifecycle::Status;
@@ -90,7 +90,6 @@ fn process(args: &ExecArgs, container: &rundir::Container, confinement: &Confine
             *set |= added;
         }
     }
-    users::add_home(&container.root, &mut process)?;
     Ok(process)
 }
 

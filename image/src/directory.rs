@@ -45,15 +45,26 @@ pub enum DirectoryError {
     Erofs(#[from] ErofsError),
 }
 
+/// What a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A whole root file system.
+    Root,
+    /// The upper layer of an overlay (overlayfs.rst in the kernel's documentation): its image is to lie over the same lower
+    /// layers, so the extended attributes by which it hides or moves theirs are kept. Whiteouts are devices.
+    Upper,
+}
+
 /// Writes the image of the directory `root` into an empty file. `uuid` tells images from each other.
 ///
 /// # Errors
 /// What cannot be read, by its path; the file cannot be written.
-pub fn convert(root: &Path, uuid: [u8; 16], file: &File, limits: &Limits) -> Result<(), DirectoryError> {
+pub fn convert(root: &Path, role: Role, uuid: [u8; 16], file: &File, limits: &Limits) -> Result<(), DirectoryError> {
     let opened = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let top = opened.map_err(|errno| read_error(root, errno))?;
     let mut walk = Walk {
         root,
+        role,
         writer: LayerWriter::behind_superblock(file, limits)
             .map_err(|error| DirectoryError::Entry(root.into(), error))?,
         linked: HashMap::new(),
@@ -83,6 +94,7 @@ fn read_error(path: &Path, errno: Errno) -> DirectoryError {
 
 struct Walk<'a> {
     root: &'a Path,
+    role: Role,
     writer: LayerWriter<'a>,
     /// The first path of each inode that has several, by device and inode.
     linked: HashMap<(u64, u64), Vec<u8>>,
@@ -189,7 +201,8 @@ impl Walk<'_> {
     }
 
     fn meta(&mut self, path: &Path, stat: &Stat, file: impl AsFd) -> Result<Meta, DirectoryError> {
-        let xattrs = xattrs(file, &mut self.buffer).map_err(|errno| read_error(&self.root.join(path), errno))?;
+        let xattrs = xattrs(file, self.role, &mut self.buffer);
+        let xattrs = xattrs.map_err(|errno| read_error(&self.root.join(path), errno))?;
         Ok(Meta {
             mode: u16::try_from(stat.st_mode & 0o7777).unwrap_or(0),
             uid: stat.st_uid,
@@ -211,8 +224,15 @@ impl Walk<'_> {
     }
 }
 
+impl Role {
+    fn keeps(self, xattr: &[u8]) -> bool {
+        let of_upper: [&[u8]; 2] = [b"trusted.overlay.opaque", b"trusted.overlay.redirect"];
+        self == Self::Upper && of_upper.contains(&xattr)
+    }
+}
+
 /// Extended attributes, through the descriptor's name: a descriptor that cannot be read from has no other way.
-fn xattrs(file: impl AsFd, buffer: &mut [u8]) -> Result<Vec<Xattr>, Errno> {
+fn xattrs(file: impl AsFd, role: Role, buffer: &mut [u8]) -> Result<Vec<Xattr>, Errno> {
     let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
     let list = match rustix::fs::listxattr(&path, &mut *buffer) {
         Ok(length) => buffer[..length].to_vec(),
@@ -221,7 +241,10 @@ fn xattrs(file: impl AsFd, buffer: &mut [u8]) -> Result<Vec<Xattr>, Errno> {
         Err(errno) => return Err(errno),
     };
     let mut xattrs = Vec::new();
-    for name in list.split(|byte| *byte == 0).filter(|name| is_kept(name)) {
+    for name in list
+        .split(|byte| *byte == 0)
+        .filter(|name| is_kept(name) || role.keeps(name))
+    {
         match rustix::fs::getxattr(&path, name, &mut *buffer) {
             Ok(length) => xattrs.push((name.to_vec(), buffer[..length].to_vec())),
             // Gone meanwhile, or of a file system that lists what it does not give.

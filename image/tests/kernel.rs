@@ -85,7 +85,14 @@ fn mounted(disk: &Path, directory: &Path) -> Option<Mounted> {
 /// The image of a directory alone.
 fn image(root: &Path, directory: &Path) -> PathBuf {
     let path = directory.join("disk");
-    directory::convert(root, [7; 16], &File::create(&path).unwrap(), &Limits::DEFAULT).unwrap();
+    directory::convert(
+        root,
+        directory::Role::Root,
+        [7; 16],
+        &File::create(&path).unwrap(),
+        &Limits::DEFAULT,
+    )
+    .unwrap();
     path
 }
 

@@ -23,7 +23,7 @@ use crate::confinement::Confinement;
 use crate::guest::{Guest, GuestError};
 use crate::hooks::HookError;
 use crate::host_cgroup::{self, HostCgroupError};
-use crate::image::{Image, ImageError};
+use crate::image::{Image, ImageError, Layer};
 use crate::kernel::{self, KernelError};
 use crate::machine::{Link, LinkError, Machine, MachineError, Parts};
 use crate::rundir::{Exit, RunDir, RunDirError, State};
@@ -54,6 +54,14 @@ pub struct Options {
     pub stands: Stands,
     /// The host's policies that confine the machine, and so all of its containers.
     pub confinement: Confinement,
+}
+
+/// A disk with a root file system in the guest; by default none, for who needs none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RootDisk {
+    /// The slot's serial.
+    serial: String,
+    layers: Vec<Layer>,
 }
 
 /// The process that others take for that of a sandbox's containers: it is in their network namespace as far as the host
@@ -146,7 +154,7 @@ pub enum SandboxError {
 /// What [`Sandbox::prepare`] waits for.
 enum Step {
     Ready(Result<Ready, SandboxError>),
-    Disk(Result<String, SandboxError>),
+    Disk(Result<RootDisk, SandboxError>),
 }
 
 impl Sandbox {
@@ -216,7 +224,7 @@ impl Sandbox {
     pub fn prepare(
         self: &Arc<Self>,
         find: impl FnOnce() -> Result<Image, ImageError> + Send + 'static,
-    ) -> Result<(Ready, String), SandboxError> {
+    ) -> Result<(Ready, RootDisk), SandboxError> {
         let (sender, receiver) = mpsc::channel();
         let (this, answer) = (Arc::clone(self), sender.clone());
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -299,22 +307,25 @@ impl Sandbox {
         Ok(Link::new(dir, self.patience))
     }
 
-    /// Makes or finds an image and puts it into a free disk slot; gives the slot's serial.
+    /// Makes or finds an image and puts it into a free disk slot.
     ///
     /// # Errors
     /// What is wrong with the image; no slot is free; the machine has ended.
-    pub fn add_disk(&self, find: impl FnOnce() -> Result<Image, ImageError>) -> Result<String, SandboxError> {
+    pub fn add_disk(&self, find: impl FnOnce() -> Result<Image, ImageError>) -> Result<RootDisk, SandboxError> {
         let image = find()?;
         self.timeline.reach(if image.converted {
             "image converted"
         } else {
             "image found"
         });
-        let disk = lock(&self.free_disks).pop_front().ok_or(SandboxError::NoFreeDisk)?;
-        let attached = self.link()?.attach(&disk, &image.parts);
+        let serial = lock(&self.free_disks).pop_front().ok_or(SandboxError::NoFreeDisk)?;
+        let attached = self.link()?.attach(&serial, &image.parts);
         attached.map_err(|error| self.explain(error.into()))?;
         self.timeline.reach("disk attached");
-        Ok(disk)
+        Ok(RootDisk {
+            serial,
+            layers: image.layers,
+        })
     }
 
     /// Empties a disk slot for the next root file system, if there is one.

@@ -3,7 +3,7 @@
 //! | containerd | stdin | answer |
 //! |---|---|---|
 //! | 1.6, 1.7, 2.0 to 2.2 | nothing, or an `Any` with the runtime's options | the socket's address as it is |
-//! | 2.3 and later | `BootstrapParams` | `BootstrapResult` |
+//! | 2.3 and later | `BootstrapParams` | `BootstrapResult`, with extensions from 2.4 on |
 //!
 //! A bare address stands for version 2 of the task service, which every containerd speaks.
 
@@ -15,12 +15,17 @@ use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
 use crate::args::Flags;
-use crate::generated::options::{RuncOptions, RuntimeOptions};
+use crate::generated::options::{
+    BootstrapExtension, BootstrapExtensions, MountCapabilities, RuncOptions, RuntimeOptions, TypedValue,
+};
+use crate::snapshots;
 
 /// The type of options that containerd passes to runtimes that it knows nothing of.
 const RUNTIME_OPTIONS: &str = "runtimeoptions.v1.Options";
 /// The type of options that containerd's clients pass on.
 const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
+/// The type of the extension that says which mounts are the shim's.
+const MOUNT_CAPABILITIES: &str = "type.googleapis.com/containerd.types.MountCapabilities";
 /// containerd's level for debugging (BootstrapParams.log_level).
 const DEBUG: i32 = -4;
 
@@ -90,8 +95,32 @@ impl Handshake {
             protocol: "ttrpc".into(),
             ..Default::default()
         };
-        result.write_to_bytes()
+        // Messages that are written one behind the other are one.
+        Ok([result.write_to_bytes()?, extensions()?].concat())
     }
+}
+
+/// What the shim can do that not every shim can. An older containerd does not look at it.
+fn extensions() -> Result<Vec<u8>, protobuf::Error> {
+    let mounts = MountCapabilities {
+        types: snapshots::TYPES.map(str::to_owned).into(),
+        transforms: snapshots::TRANSFORMS.map(str::to_owned).into(),
+        ..Default::default()
+    };
+    let value = TypedValue {
+        type_url: MOUNT_CAPABILITIES.into(),
+        value: mounts.write_to_bytes()?,
+        ..Default::default()
+    };
+    let extension = BootstrapExtension {
+        value: Some(value).into(),
+        ..Default::default()
+    };
+    let all = BootstrapExtensions {
+        extensions: vec![extension],
+        ..Default::default()
+    };
+    all.write_to_bytes()
 }
 
 impl Options {
@@ -176,8 +205,16 @@ mod tests {
         assert_eq!(handshake.events.as_deref(), Some("/run/ttrpc"));
         assert_eq!(handshake.socket_directory, Some("/run/s".into()));
         assert_eq!(handshake.options.path, Some("/etc/x.toml".into()));
-        let answer = BootstrapResult::parse_from_bytes(&handshake.answer("unix:///x").unwrap()).unwrap();
+        let bytes = handshake.answer("unix:///x").unwrap();
+        let answer = BootstrapResult::parse_from_bytes(&bytes).unwrap();
         assert_eq!((answer.version, answer.address.as_str()), (3, "unix:///x"));
+        let told = BootstrapExtensions::parse_from_bytes(&bytes).unwrap();
+        let value = &told.extensions[0].value;
+        let mounts = MountCapabilities::parse_from_bytes(&value.value).unwrap();
+        assert_eq!(
+            (value.type_url.as_str(), &*mounts.types[0]),
+            (MOUNT_CAPABILITIES, "erofs")
+        );
         parameters.instance_id = "another".into();
         let other = Handshake::parse(&parameters.write_to_bytes().unwrap(), &flags());
         assert!(!other.is_message);

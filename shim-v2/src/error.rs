@@ -57,6 +57,8 @@ pub(crate) enum ShimError {
         #[source]
         source: io::Error,
     },
+    #[error("the root file system cannot be the guest's: {0}")]
+    Snapshot(String),
     #[error("{0:?} is no place for output: a FIFO, or a file:// or binary:// URI is")]
     Output(String),
     #[error("the streams cannot be passed on")]

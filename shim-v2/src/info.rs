@@ -8,11 +8,24 @@ use husk_sandbox::bundle::features;
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
+use crate::snapshots;
+
 /// The runtime's name in containerd.
 const NAME: &str = "io.containerd.husk.v2";
 
 /// The type of the features document of the OCI runtime specification, which is JSON.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+
+/// Says which mounts of a root file system containerd 2.2 and 2.3 are to leave to the shim; later ones are told at the
+/// [start](crate::bootstrap).
+const ALLOW_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
+
+/// The mounts in the form of that annotation.
+fn mounts() -> String {
+    let transforms = snapshots::TRANSFORMS.map(|transform| format!("{transform}/*"));
+    let types = snapshots::TYPES.map(str::to_owned);
+    [&transforms[..], &types].concat().join(",")
+}
 
 /// Writes it to stdout, as a message.
 pub(crate) fn info() -> Result<()> {
@@ -30,6 +43,7 @@ pub(crate) fn info() -> Result<()> {
             ..Default::default()
         })
         .into(),
+        annotations: [(ALLOW_MOUNTS.to_owned(), mounts())].into(),
         ..Default::default()
     };
     let bytes = info.write_to_bytes().context("the information cannot be written")?;

@@ -43,6 +43,7 @@ mod process;
 mod rootfs;
 mod sandbox;
 mod serve;
+mod snapshots;
 mod start;
 mod stats;
 mod stdio;

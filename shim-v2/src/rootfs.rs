@@ -1,9 +1,10 @@
 //! The container's root file system on the host: containerd's snapshotter says what to mount, and the image for the
-//! guest is made from that.
+//! guest is made from that, unless the guest can mount it itself.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use containerd_shim_protos::types::mount::Mount;
@@ -13,6 +14,7 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::error::ShimError;
+use crate::snapshots::{self, Stack};
 
 /// The longest options that mount(2) takes, in bytes: a page less its end.
 const MAX_DATA: usize = 4095;
@@ -23,7 +25,18 @@ pub(crate) struct RootFs {
     path: PathBuf,
     /// How many mounts lie there.
     mounts: usize,
-    layers: Option<Overlay>,
+    source: Source,
+}
+
+/// What the guest's disk is made from.
+#[derive(Clone, Debug)]
+enum Source {
+    /// What is mounted.
+    Directory,
+    /// The same, and what it is made of.
+    Overlay(Overlay),
+    /// Files and devices with file systems, which are not mounted.
+    Stack(Arc<Stack>),
 }
 
 /// Directories of an overlay.
@@ -39,11 +52,11 @@ impl RootFs {
         let mut root = Self {
             path: path.to_owned(),
             mounts: 0,
-            layers: match mounts {
-                [mount] if mount.type_ == "overlay" => Overlay::parse(mount),
-                _ => None,
-            },
+            source: Source::of(mounts)?,
         };
+        if let Source::Stack(_) = root.source {
+            return Ok(root);
+        }
         if !mounts.is_empty() {
             fs::create_dir_all(path).map_err(|source| ShimError::File {
                 what: "the directory",
@@ -67,10 +80,10 @@ impl RootFs {
         cache: Cache,
         root: &Path,
     ) -> impl FnOnce() -> Result<Image, ImageError> + Send + 'static {
-        let layers = self.layers.clone();
+        let source = self.source.clone();
         let root = root.to_owned();
-        move || match layers {
-            Some(layers) => {
+        move || match source {
+            Source::Overlay(layers) => {
                 let lower: Vec<_> = layers.lower.iter().map(PathBuf::as_path).collect();
                 let layers = Layers {
                     lower: &lower,
@@ -78,8 +91,22 @@ impl RootFs {
                 };
                 cache.overlay(&root, layers)
             }
-            None => cache.image(&root),
+            Source::Directory => cache.image(&root),
+            Source::Stack(stack) => cache.snapshots(&stack.snapshots, stack.upper.as_deref()),
         }
+    }
+}
+
+impl Source {
+    fn of(mounts: &[Mount]) -> Result<Self, ShimError> {
+        if let Some(stack) = snapshots::stack(mounts)? {
+            return Ok(Self::Stack(Arc::new(stack)));
+        }
+        let overlay = match mounts {
+            [mount] if mount.type_ == "overlay" => Overlay::parse(mount),
+            _ => None,
+        };
+        Ok(overlay.map_or(Self::Directory, Self::Overlay))
     }
 }
 
@@ -170,7 +197,7 @@ fn mount_one(mount: &Mount, target: &Path) -> io::Result<()> {
     let options = Options::parse(&mount.options);
     if options.is_loop {
         return Err(io::Error::other(
-            "husk does not set up loop devices; use the overlayfs or native snapshotter",
+            "husk does not set up loop devices; of files with a file system in them its guests mount ext4 and EROFS",
         ));
     }
     if mount.type_ == "overlay" && options.data.join(",").len() > MAX_DATA {

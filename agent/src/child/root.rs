@@ -21,7 +21,7 @@ use crate::sys::{errno, mounts as mount_calls};
 /// What a root is made from.
 pub(super) struct Surroundings<'a> {
     pub(super) request: &'a CreateRequest,
-    pub(super) image: &'a Path,
+    pub(super) image: &'a [PathBuf],
     pub(super) cgroup: &'a Path,
     pub(super) stage: &'a Path,
     pub(super) shared: &'a BTreeMap<String, PathBuf>,
@@ -94,7 +94,7 @@ fn place(tree: BorrowedFd<'_>, stage: &Path) -> Result<(Root, Root), ChildError>
 }
 
 /// Makes a container's root from outside, mounted nowhere: the agent does it for a process that cannot.
-pub(crate) fn detached(image: &Path, stage: &Path) -> Result<OwnedFd, ChildError> {
+pub(crate) fn detached(image: &[PathBuf], stage: &Path) -> Result<OwnedFd, ChildError> {
     let result = overlay(image, stage).and_then(|path| {
         let root = Root::open(&path).map_err(step("opening the root"))?;
         let tree = mount_calls::clone_tree(root.as_fd(), true).map_err(step("detaching the root"));
@@ -123,7 +123,7 @@ fn set_sysctl(path: &str, value: &str) -> Result<(), ChildError> {
 
 /// The image with guest memory over it. A read-only root has that too until it is complete: what it mounts may need
 /// places that the image lacks.
-fn overlay(image: &Path, stage: &Path) -> Result<std::path::PathBuf, ChildError> {
+fn overlay(image: &[PathBuf], stage: &Path) -> Result<PathBuf, ChildError> {
     mount(Some("tmpfs"), stage, Some("tmpfs"), MsFlags::empty(), Some("mode=0700"))
         .map_err(step("mounting memory for the root's upper layer"))?;
     let [upper, work, merged] = ["upper", "work", "root"].map(|name| stage.join(name));
@@ -131,7 +131,8 @@ fn overlay(image: &Path, stage: &Path) -> Result<std::path::PathBuf, ChildError>
         mkdir(directory, Mode::from_bits_truncate(0o755)).map_err(step("making the root's layers"))?;
     }
     // The root directory itself has the upper layer's owner and mode.
-    let status = stat(image).map_err(step("examining the image"))?;
+    let status = image.first().map_or(Err(Errno::ENOENT), stat);
+    let status = status.map_err(step("examining the image"))?;
     chown(
         &upper,
         Some(Uid::from_raw(status.st_uid)),
@@ -141,9 +142,11 @@ fn overlay(image: &Path, stage: &Path) -> Result<std::path::PathBuf, ChildError>
     let mode = Mode::from_bits_truncate(status.st_mode & 0o7777);
     fchmodat(nix::fcntl::AT_FDCWD, &upper, mode, FchmodatFlags::FollowSymlink)
         .map_err(step("giving the root its mode"))?;
+    // The paths are the agent's own and short: those of 128 layers are within the page that mount(2) takes.
+    let lower: Vec<_> = image.iter().map(|layer| layer.display().to_string()).collect();
     let data = format!(
         "lowerdir={},upperdir={},workdir={}",
-        image.display(),
+        lower.join(":"),
         upper.display(),
         work.display()
     );

@@ -106,33 +106,11 @@ pub fn become_user(process: &mut agent::Process, identity: Identity) {
     }
 }
 
-/// Gives a process's environment its user's `HOME` where it has none, as the other runtimes do.
-///
-/// # Errors
-/// An `/etc/passwd` that cannot be read.
-pub fn add_home(root: &Path, process: &mut agent::Process) -> Result<(), UserError> {
-    if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
-        let home = home(root, process.user.uid)?;
-        process.env.push(format!("HOME={home}"));
-    }
-    Ok(())
-}
-
-/// The home directory of a user, `/` where `/etc/passwd` has none.
-fn home(root: &Path, uid: u32) -> Result<String, UserError> {
-    let entry = passwd(root)?.into_iter().find(|entry| entry.uid == uid);
-    Ok(entry
-        .map(|entry| entry.home)
-        .filter(|home| home.starts_with('/'))
-        .unwrap_or_else(|| "/".into()))
-}
-
 /// A line of `/etc/passwd`.
 struct Passwd {
     name: String,
     uid: u32,
     gid: u32,
-    home: String,
 }
 
 impl Passwd {
@@ -140,12 +118,10 @@ impl Passwd {
         let mut fields = line.split(':');
         let (name, _password) = (fields.next()?, fields.next()?);
         let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        let home = fields.nth(1).unwrap_or_default();
         Some(Self {
             name: name.into(),
             uid,
             gid,
-            home: home.into(),
         })
     }
 
@@ -256,8 +232,6 @@ mod tests {
         assert_eq!((numbers.uid, numbers.gid), (12, 34));
         let unknown = resolve(root.path(), "4242").unwrap();
         assert_eq!((unknown.uid, unknown.gid), (4242, 0));
-        assert_eq!(home(root.path(), 1000).unwrap(), "/home/alice");
-        assert_eq!(home(root.path(), 4242).unwrap(), "/");
     }
 
     #[test]
@@ -301,7 +275,6 @@ mod tests {
         fn arbitrary_files_never_panic(passwd in "[a-z0-9:,\n]{0,200}", group in "\\PC{0,100}", user in "\\PC{0,10}") {
             let root = root(&passwd, &group);
             let _ = resolve(root.path(), &user);
-            let _ = home(root.path(), 0);
         }
     }
 }

@@ -14,6 +14,7 @@
 mod contents;
 mod oci;
 mod overlay;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -21,11 +22,12 @@ mod unfinished;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub use husk_image::Limits;
-use husk_image::directory::{self, DirectoryError};
+use husk_image::directory::{self, DirectoryError, Role};
 use husk_image::erofs::ErofsError;
 use husk_image::layer::LayerFileError;
 pub use husk_image::source::{Config, Reference, Source, SourceError};
@@ -37,6 +39,7 @@ use thiserror::Error;
 pub use contents::{Cached, Pruned, What, sizes};
 pub use oci::{Prepared, Record, Step};
 pub use overlay::Layers;
+pub use snapshot::{FileSystem, Snapshot, SnapshotError};
 pub use tree::TreeError;
 use tree::{Key, Tree};
 use unfinished::Unfinished;
@@ -56,8 +59,19 @@ pub struct Cache {
 pub struct Image {
     /// The files that are the disk, one behind the other, open for reading.
     pub parts: Vec<File>,
+    /// The file systems on it, the uppermost first; without any the whole disk is one of EROFS.
+    pub layers: Vec<Layer>,
     /// Whether it had to be made.
     pub converted: bool,
+}
+
+/// A file system on a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Of which kind it is.
+    pub kind: FileSystem,
+    /// Where it begins and ends, in bytes: multiples of 512.
+    pub range: Range<u64>,
 }
 
 /// Why there is no image.
@@ -78,6 +92,8 @@ pub enum ImageError {
     LayerFile(#[from] LayerFileError),
     #[error("the image's layers do not belong together")]
     Layers,
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     #[error("no space left for an image in the cache {}; make room or name another directory with HUSK_IMAGE_CACHE", .0.display())]
     Full(PathBuf),
     #[error("the image cache {} cannot be used; name another directory with HUSK_IMAGE_CACHE", dir.display())]
@@ -108,7 +124,7 @@ impl Cache {
     /// What is wrong with the directory, the cache or the conversion.
     pub fn image(&self, root: &Path) -> Result<Image, ImageError> {
         let tree = Tree::read(root)?;
-        self.made_or_found(root, &tree, || Ok(Tree::read(root)?.key == tree.key))
+        self.made_or_found(root, Role::Root, &tree, || Ok(Tree::read(root)?.key == tree.key))
     }
 
     /// The image with a tree's key. `is_same` says, when the tree at `root` has been converted, whether it still has that
@@ -116,6 +132,7 @@ impl Cache {
     fn made_or_found(
         &self,
         root: &Path,
+        role: Role,
         tree: &Tree,
         is_same: impl FnOnce() -> Result<bool, TreeError>,
     ) -> Result<Image, ImageError> {
@@ -128,7 +145,7 @@ impl Cache {
             return Ok(Image::new(file, false));
         }
         tracing::info!(root = %root.display(), "converting the root file system to an EROFS image");
-        let file = self.convert(root, tree, is_same)?;
+        let file = self.convert(root, role, tree, is_same)?;
         drop(lock);
         Ok(Image::new(file, true))
     }
@@ -200,12 +217,13 @@ impl Cache {
     fn convert(
         &self,
         root: &Path,
+        role: Role,
         tree: &Tree,
         is_same: impl FnOnce() -> Result<bool, TreeError>,
     ) -> Result<File, ImageError> {
         let started = tree::coarse_now().map_err(|source| self.failed(source))?;
         let unfinished = Unfinished::create(&self.dir).map_err(|source| self.failed(source))?;
-        directory::convert(root, tree.key.uuid(), unfinished.file(), &Limits::DEFAULT)
+        directory::convert(root, role, tree.key.uuid(), unfinished.file(), &Limits::DEFAULT)
             .map_err(|error| self.explain(error.into()))?;
         let file = in_use(unfinished.reopen().map_err(|source| self.failed(source))?);
         // A later change would not show in a time that a change in the conversion's first tick also has.
@@ -226,6 +244,7 @@ impl Image {
     fn new(file: File, converted: bool) -> Self {
         Self {
             parts: vec![file],
+            layers: Vec::new(),
             converted,
         }
     }

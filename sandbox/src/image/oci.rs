@@ -88,7 +88,11 @@ impl Cache {
         let key = key(image);
         let directory = self.dir.join("images").join(key.to_string());
         let prepared = |parts, converted| Prepared {
-            image: Image { parts, converted },
+            image: Image {
+                parts,
+                layers: Vec::new(),
+                converted,
+            },
             users: directory.clone(),
         };
         if let Some(parts) = self.parts(&directory, &image.layers) {

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
+use husk_image::directory::Role;
 use sha2::{Digest, Sha256};
 
 use super::tree::{Key, Tree, TreeError};
@@ -33,7 +34,7 @@ impl Cache {
     /// What is wrong with a layer, the cache or the conversion.
     pub fn overlay(&self, root: &Path, layers: Layers<'_>) -> Result<Image, ImageError> {
         let tree = layers.tree()?;
-        self.made_or_found(root, &tree, || Ok(layers.tree()?.key == tree.key))
+        self.made_or_found(root, Role::Root, &tree, || Ok(layers.tree()?.key == tree.key))
     }
 }
 

@@ -128,7 +128,9 @@ fn an_unsettled_tree_is_not_kept() {
     let (root, (_dir, cache)) = (rootfs(), cache());
     let mut tree = Tree::read(root.path()).unwrap();
     tree.newest = (i64::MAX, 0);
-    assert!(is_whole(&cache.convert(root.path(), &tree, || Ok(true)).unwrap()));
+    assert!(is_whole(
+        &cache.convert(root.path(), Role::Root, &tree, || Ok(true)).unwrap()
+    ));
     assert!(images(&cache).is_empty());
 }
 
@@ -137,7 +139,7 @@ fn a_failed_conversion_leaves_nothing() {
     let (root, (_dir, cache)) = (rootfs(), cache());
     let unfinished = Unfinished::create(&cache.dir).unwrap();
     let file = root.path().join("bin/sh");
-    let error = directory::convert(&file, [0; 16], unfinished.file(), &Limits::DEFAULT).unwrap_err();
+    let error = directory::convert(&file, Role::Root, [0; 16], unfinished.file(), &Limits::DEFAULT).unwrap_err();
     assert!(matches!(error, DirectoryError::Read(..)), "{error}");
     drop(unfinished);
     assert!(images(&cache).is_empty());

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use husk_protocol::agent::{CreateRequest, WaitResponse};
+use husk_protocol::agent::{self, CreateRequest, WaitResponse};
 
-use super::{Sandbox, SandboxError, lock};
-use crate::bundle::users;
+use super::{RootDisk, Sandbox, SandboxError, lock};
 use crate::bundle::{Bundle, Join};
 use crate::guest::{self, ProcessId, Streams, Wanted};
 use crate::hooks::{self, Hooks, Subject};
+use crate::image::Layer;
 use crate::rundir::{Container, ContainerProcess};
 
 /// A container's hooks, and what they are told.
@@ -22,27 +22,37 @@ pub(super) struct Attended {
     start: Duration,
 }
 
+fn to_guest(layer: &Layer) -> agent::Layer {
+    agent::Layer {
+        offset: layer.range.start,
+        length: layer.range.end - layer.range.start,
+        type_: layer.kind.name().into(),
+        ..Default::default()
+    }
+}
+
 impl Sandbox {
     /// Creates a container up to the point before its first process executes; gives the streams of that. A pause
-    /// ([`Bundle::become_pause`]) needs no `disk`: the name is empty.
+    /// ([`Bundle::become_pause`]) needs no `disk`.
     ///
     /// # Errors
     /// What is wrong with the container; the machine has ended.
-    pub fn create(&self, name: &str, bundle: Bundle, disk: String, wanted: Wanted) -> Result<Streams, SandboxError> {
-        let made = self.make(name, bundle, disk.clone(), wanted);
+    pub fn create(&self, name: &str, bundle: Bundle, disk: RootDisk, wanted: Wanted) -> Result<Streams, SandboxError> {
+        let serial = disk.serial.clone();
+        let made = self.make(name, bundle, disk, wanted);
         if made.is_err() {
-            if let Some(gone) = self.take_attended(name, &disk) {
+            if let Some(gone) = self.take_attended(name, &serial) {
                 gone.hooks.run_poststop(&gone.subject);
             }
             // Others may need its place. With the machine it has gone anyway.
-            if let Err(error) = self.free_disk(disk) {
+            if let Err(error) = self.free_disk(serial) {
                 tracing::debug!(%error, "the disk of a container that was not made is not free");
             }
         }
         made
     }
 
-    fn make(&self, name: &str, bundle: Bundle, disk: String, wanted: Wanted) -> Result<Streams, SandboxError> {
+    fn make(&self, name: &str, bundle: Bundle, disk: RootDisk, wanted: Wanted) -> Result<Streams, SandboxError> {
         let Bundle {
             root,
             dir,
@@ -79,17 +89,18 @@ impl Sandbox {
                 (hooks.before_pid, hooks.after_pid) = hooks::state_around_pid(&subject, status);
             }
         }
-        request.root.mut_or_insert_default().disk.clone_from(&disk);
+        let in_guest = request.root.mut_or_insert_default();
+        in_guest.disk.clone_from(&disk.serial);
+        in_guest.layers = disk.layers.iter().map(to_guest).collect();
         lock(&self.attended).push(Attended {
             hooks: hooks.clone(),
             subject: subject.clone(),
-            disk,
+            disk: disk.serial,
             start: guest::time_of(request.start_hooks.as_ref()),
         });
         let guest = self.guest()?;
         request.container = name.into();
         let process = request.process.mut_or_insert_default();
-        users::add_home(&root, process)?;
         let stdio = process.stdio.mut_or_insert_default();
         let streams = guest.streams(stdio, wanted).map_err(|error| self.explain(error))?;
         self.timeline.reach("streams connected");

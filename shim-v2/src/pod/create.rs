@@ -11,7 +11,7 @@ use husk_sandbox::bundle::Bundle;
 use husk_sandbox::guest::ProcessId;
 use husk_sandbox::image::{Cache, DEFAULT_LIMIT, Image, ImageError};
 use husk_sandbox::relay::Relay;
-use husk_sandbox::sandbox::Sandbox;
+use husk_sandbox::sandbox::{RootDisk, Sandbox};
 
 use super::Pod;
 use crate::config::Config;
@@ -97,7 +97,7 @@ impl Pod {
         let cache = Cache::open(&cache.unwrap_or_else(artefacts::default_image_cache), DEFAULT_LIMIT)?;
         let root = bundle.root.clone();
         let disk = match is_pause {
-            true => self.ready(&sandbox).map(|()| String::new())?,
+            true => self.ready(&sandbox).map(|()| RootDisk::default())?,
             false => self.disk(&sandbox, rootfs.image(cache, &root))?,
         };
         let whose = Whose {
@@ -121,7 +121,7 @@ impl Pod {
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         find: impl FnOnce() -> Result<Image, ImageError> + Send + 'static,
-    ) -> Result<String, ShimError> {
+    ) -> Result<RootDisk, ShimError> {
         let mut is_ready = lock(&self.is_ready);
         if *is_ready {
             drop(is_ready);

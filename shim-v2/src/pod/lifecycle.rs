@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::events::task as events;
 use husk_sandbox::agent::{self, ExecRequest};
-use husk_sandbox::bundle::{self, users};
+use husk_sandbox::bundle;
 use husk_sandbox::guest::ProcessId;
 use husk_sandbox::relay::Relay;
-use husk_sandbox::sandbox::SandboxError;
 
 use super::Pod;
 use crate::container::Container;
@@ -222,7 +221,6 @@ impl Pod {
             _ => return Err(ShimError::ExecIn("created")),
         }
         let (mut definition, _) = bundle::process(spec)?;
-        users::add_home(&container.root, &mut definition).map_err(SandboxError::from)?;
         definition.stdio.mut_or_insert_default().terminal = stdio.terminal;
         let id = ProcessId {
             container: container.id.clone(),

@@ -20,7 +20,7 @@ use husk_sandbox::guest::{Guest, ProcessId, Wanted};
 use husk_sandbox::host_cgroup;
 use husk_sandbox::keeper::Keeper;
 use husk_sandbox::rundir::RunDir;
-use husk_sandbox::sandbox::{MAX_DISKS, Options, Sandbox, Stands};
+use husk_sandbox::sandbox::{MAX_DISKS, Options, RootDisk, Sandbox, Stands};
 use husk_sandbox::timeline::Timeline;
 
 use crate::bootstrap;
@@ -196,7 +196,7 @@ impl Pod {
             stdout: false,
             stderr: false,
         };
-        sandbox.create(name, bundle, String::new(), none)?;
+        sandbox.create(name, bundle, RootDisk::default(), none)?;
         let pause = ProcessId {
             container: name.into(),
             exec: String::new(),

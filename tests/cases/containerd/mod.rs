@@ -5,6 +5,7 @@
 
 mod faults;
 mod pods;
+mod snapshots;
 mod tasks;
 
 use husk_tests::{Containerd, Host, Outcome, Release, Terminal, busybox, prepared};

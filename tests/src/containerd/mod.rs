@@ -49,13 +49,21 @@ impl<'h> Containerd<'h> {
     /// # Panics
     /// It does not.
     pub fn start(host: &'h Host, release: Release) -> Self {
+        Self::start_with(host, release, "")
+    }
+
+    /// The same with this at the end of its configuration.
+    ///
+    /// # Panics
+    /// It does not.
+    pub fn start_with(host: &'h Host, release: Release, more: &str) -> Self {
         let cri = [
             "io.containerd.grpc.v1.cri",
             "io.containerd.cri.v1.images",
             "io.containerd.cri.v1.runtime",
             "io.containerd.nri.v1.nri",
         ];
-        Self::launch(host, release, &cri, "")
+        Self::launch(host, release, &cri, more)
     }
 
     /// Starts one without these plugins and with this at the end of its configuration.
@@ -122,6 +130,11 @@ impl<'h> Containerd<'h> {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.end(Signal::SIGKILL);
         }
+    }
+
+    /// Where its plugins keep what outlives it.
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("root")
     }
 
     /// Where it listens.
