@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 use husk_tests::Process;
 
-/// The processes of a detached container on the host.
-const RESIDENTS: [&str; 3] = ["husk-keeper", "husk-monitor", "husk-vmm"];
 /// What a command leaves to be closed after its end is closed within this time.
 const GRACE: Duration = Duration::from_secs(10);
 /// Linux counts open files by processor and adds up roughly; and other programs run.
@@ -31,19 +29,19 @@ pub(crate) fn row(name: &str, before: usize, after: usize, limit: Option<usize>)
     format!("{name:<36}{before:>10} {after:>10} {limit:>11}")
 }
 
-/// The long-lived ones among a sandbox's processes.
+/// Those of a sandbox's processes that have these names.
 ///
 /// # Panics
 /// One of them is missing, or there are several.
-pub(crate) fn residents(processes: &[Process]) -> Vec<Process> {
-    let of_name = |name| {
-        let found: Vec<_> = processes.iter().filter(|process| process.name == name).collect();
+pub(crate) fn residents(processes: &[Process], names: &[&str]) -> Vec<Process> {
+    let of_name = |name: &&str| {
+        let found: Vec<_> = processes.iter().filter(|process| process.name == *name).collect();
         match found[..] {
             [one] => one.clone(),
             _ => panic!("one {name}, not {}: {processes:?}", found.len()),
         }
     };
-    RESIDENTS.map(of_name).into()
+    names.iter().map(of_name).collect()
 }
 
 /// A line of what the residents have, when that stays as it is.

@@ -1,35 +1,59 @@
 //! Many sandboxes one after the other, then many at once, beside one that lives all the while: what is there afterwards
 //! that was not there before?
 //!
-//! `cargo xtask soak` builds it and what it runs, and starts it where /dev/kvm is real, with the number of sandboxes and
-//! the number of those at once as its arguments. Everything that waits has the bounds of the tests' harness.
+//! `cargo xtask soak` builds it and what it runs, and starts it where /dev/kvm is real, with the number of sandboxes, the
+//! number of those at once, and who runs them as its arguments. Everything that waits has the bounds of the tests' harness.
 
+mod containerd;
 mod figures;
+mod shell;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use containerd::ThroughContainerd;
 use figures::Figures;
-use husk_tests::{Bundle, Container, Host, Husk, Process, Running, Snapshot, busybox};
+use husk_tests::{Host, Process, Snapshot};
+use shell::FromShell;
 
 /// The container that lives from the beginning to the end.
 const LONG: &str = "long";
+/// What it executes.
+const STAYS: &str = "while :; do sleep 1000; done";
 /// Twenty guests that boot at once on one processor, which may be an emulated one, take their time.
 const PATIENCE: Duration = Duration::from_secs(1200);
 /// So many sandboxes are told about in one line.
 const REPORTED: u32 = 50;
 
+/// Who is asked for containers. Each panics when something does not go as it should.
+trait Way {
+    /// Starts the container that stays; gives the names of its processes.
+    fn begin(&self) -> &'static [&'static str];
+    /// Runs a container to its end.
+    fn run(&self);
+    /// Creates, starts and deletes one.
+    fn create(&self);
+    /// Runs a command in the container that stays.
+    fn enter(&self);
+    /// Runs several at once, each with an exit code of its own, so that none is taken for another.
+    fn run_many(&self, number: u32);
+    /// Ends the container that stays.
+    fn end(&self);
+}
+
 fn main() -> ExitCode {
-    let numbers = std::env::args().skip(1).map(|word| word.parse());
-    let numbers: Result<Vec<u32>, _> = numbers.collect();
-    let Ok([count, at_once]) = numbers.as_deref() else {
-        eprintln!("two numbers are needed: run `cargo xtask soak`");
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    let numbers: Result<Vec<u32>, _> = words.iter().take(2).map(|word| word.parse()).collect();
+    let (Ok([count, at_once]), Some(way)) = (numbers.as_deref(), words.get(2)) else {
+        eprintln!("two numbers and a way are needed: run `cargo xtask soak`");
         return ExitCode::FAILURE;
     };
     let host = Host::with_own_image_cache();
-    let is_sound = Soak::begin(&host).run(*count, *at_once);
-    host.husk().command(["rm", "--force", LONG]).exits(0);
+    let is_sound = match way.as_str() {
+        "containerd" => soak(&host, &ThroughContainerd::start(&host), *count, *at_once),
+        _ => soak(&host, &FromShell::new(&host), *count, *at_once),
+    };
     // Whatever is there now that was not there at the very beginning is named, and fails.
     drop(host);
     match is_sound {
@@ -38,30 +62,34 @@ fn main() -> ExitCode {
     }
 }
 
+fn soak(host: &Host, way: &dyn Way, count: u32, at_once: u32) -> bool {
+    let is_sound = Soak::begin(host, way).run(count, at_once);
+    way.end();
+    is_sound
+}
+
 struct Soak<'h> {
     host: &'h Host,
+    way: &'h dyn Way,
     residents: Vec<Process>,
-    bundle: Bundle,
     begun: Instant,
     failures: u32,
 }
 
 impl<'h> Soak<'h> {
     /// Starts the container that stays, and does everything once: what is made once and kept is there then.
-    fn begin(host: &'h Host) -> Self {
-        let script = "while :; do sleep 1000; done";
-        let stays = host.husk().rootfs(busybox()).name(LONG).option("--detach");
-        stays.run(["sh", "-c", script]).exits(0);
+    fn begin(host: &'h Host, way: &'h dyn Way) -> Self {
+        let names = way.begin();
         let soak = Self {
             host,
-            residents: figures::residents(&host.new_processes()),
-            bundle: Bundle::of_script(host, busybox(), "exit 7"),
+            way,
+            residents: figures::residents(&host.new_processes(), names),
             begun: Instant::now(),
             failures: 0,
         };
-        soak.run_one();
-        soak.create_one();
-        soak.enter();
+        way.run();
+        way.create();
+        way.enter();
         soak
     }
 
@@ -74,11 +102,11 @@ impl<'h> Soak<'h> {
         self.begun = Instant::now();
         for number in 1..=count {
             self.attempt(|soak| match number % 10 {
-                0 => soak.create_one(),
-                _ => soak.run_one(),
+                0 => soak.way.create(),
+                _ => soak.way.run(),
             });
             if number % 5 == 0 {
-                self.attempt(Self::enter);
+                self.attempt(|soak| soak.way.enter());
             }
             if number % REPORTED == 0 || number == count {
                 self.tell(number);
@@ -89,8 +117,8 @@ impl<'h> Soak<'h> {
         }
         println!("{at_once} sandboxes at once");
         self.begun = Instant::now();
-        self.attempt(|soak| soak.run_many(at_once));
-        self.attempt(Self::enter);
+        self.attempt(|soak| soak.way.run_many(at_once));
+        self.attempt(|soak| soak.way.enter());
         self.tell(at_once);
         // First, since it waits until connections to the container that stays are closed.
         let after = Figures::take(&self.residents);
@@ -121,38 +149,5 @@ impl<'h> Soak<'h> {
     fn tell(&self, number: u32) {
         let seconds = self.begun.elapsed().as_secs();
         println!("{number:>6} after {seconds} s, {} failed", self.failures);
-    }
-
-    fn husk(&self) -> Husk<'h> {
-        self.host.husk().rootfs(busybox())
-    }
-
-    fn run_one(&self) {
-        self.husk().run(["true"]).exits(0).prints("").is_quiet();
-    }
-
-    fn create_one(&self) {
-        let container = Container::create(self.host, &self.bundle, "created");
-        container.husk("start").exits(0);
-        assert_eq!(container.wait(), 7);
-        container.delete();
-    }
-
-    fn enter(&self) {
-        self.host.husk().exec(LONG, ["echo", "in"]).exits(0).prints("in\n");
-    }
-
-    /// Each with an exit code of its own, so that none is taken for another.
-    fn run_many(&self, number: u32) {
-        let patience = PATIENCE.as_secs().to_string();
-        let start = |code: u32| {
-            let husk = self.husk().memory("128M").within(PATIENCE);
-            let husk = husk.variable("HUSK_TIMEOUT", &patience);
-            husk.start(["sh", "-c", &format!("exit {code}")])
-        };
-        let running: Vec<Running<'_>> = (1..=number).map(start).collect();
-        for (running, code) in running.into_iter().zip(1..) {
-            running.finish().exits(code).prints("").is_quiet();
-        }
     }
 }

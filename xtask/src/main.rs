@@ -134,6 +134,7 @@ Usage: cargo xtask soak [OPTIONS]
 Options:
       --count N    Sandboxes one after the other [default: 500]
       --at-once N  Sandboxes at once, up to 100 [default: 20]
+      --containerd Through containerd and its shim; for each sandbox one more container runs in the pod that stays
   -h, --help       This text
 
 Examples:
@@ -304,6 +305,7 @@ fn soak_options(arguments: &mut lexopt::Parser) -> Result<Option<soak::Options>>
         match argument {
             Long("count") => options.count = arguments.value()?.parse().context("--count")?,
             Long("at-once") => options.at_once = arguments.value()?.parse().context("--at-once")?,
+            Long("containerd") => options.containerd = true,
             Long("help") | Short('h') => return Ok(None),
             other => return Err(other.unexpected().into()),
         }
@@ -419,9 +421,13 @@ mod tests {
     #[test]
     fn a_soak_has_numbers_of_its_own() {
         let parse = |words: &[&str]| soak_options(&mut lexopt::Parser::from_args(words));
-        let (count, at_once) = (7, 100);
-        let options = parse(&["--count", "7", "--at-once=100"]).unwrap();
-        assert_eq!(options, Some(soak::Options { count, at_once }));
+        let asked = soak::Options {
+            count: 7,
+            at_once: 100,
+            containerd: true,
+        };
+        let options = parse(&["--count", "7", "--at-once=100", "--containerd"]).unwrap();
+        assert_eq!(options, Some(asked));
         assert_eq!(parse(&["--help"]).unwrap(), None);
         for words in [&["--at-once", "101"][..], &["--count", "-1"], &["7"]] {
             assert!(parse(words).is_err(), "{words:?}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::{build, place, process, step, trees, workspace};
+use crate::{build, peers, place, process, step, trees, workspace};
 
 /// For what is not a sandbox: boot, the conversion of the tree, the end.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -18,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) count: u32,
     /// At once, 0 to 100: each has an exit code of its own.
     pub(crate) at_once: u32,
+    /// Whether containerd runs them.
+    pub(crate) containerd: bool,
 }
 
 impl Default for Options {
@@ -25,6 +27,7 @@ impl Default for Options {
         Self {
             count: 500,
             at_once: 20,
+            containerd: false,
         }
     }
 }
@@ -34,14 +37,18 @@ pub(crate) fn run(options: &Options) -> Result<i32> {
     let programs = build::run()?;
     step("building the soak test");
     process::run(workspace::cargo().args(["build", "--quiet", "--package=husk-tests"]))?;
-    let environment = vec![
+    let mut environment = vec![
         ("HUSK_TEST_BIN", programs.into_os_string()),
         ("HUSK_TEST_BUSYBOX", trees::busybox()?.into_os_string()),
     ];
+    if options.containerd {
+        environment.push(("HUSK_TEST_CONTAINERD", peers::build(peers::NEWEST)?.into_os_string()));
+    }
     let command = vec![
         workspace::target_directory()?.join("debug/husk-soak").into(),
         options.count.to_string().into(),
         options.at_once.to_string().into(),
+        if options.containerd { "containerd" } else { "shell" }.into(),
     ];
     let sandboxes = options.count.saturating_add(options.at_once);
     place::run(command, environment, LIMIT + LIMIT_EACH * sandboxes)
