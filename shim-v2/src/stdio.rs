@@ -1,6 +1,6 @@
 //! Where a process's streams go: FIFOs, a file, a logging program, or nowhere.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -72,8 +72,8 @@ impl Stdio {
             let logger = match Target::parse(&self.stdout)? {
                 Target::File(path) => {
                     let file = log_file(&path)?;
-                    ends.stderr = Some(Sink::Descriptor(copy(&file)?));
-                    ends.stdout = Some(Sink::Descriptor(file.into()));
+                    ends.stderr = Some(Sink::Descriptor(file.try_clone().map_err(ShimError::Streams)?));
+                    ends.stdout = Some(Sink::Descriptor(file));
                     None
                 }
                 Target::Program { path, args } => {
@@ -99,10 +99,6 @@ fn is_uri(text: &str) -> bool {
     text.contains("://")
 }
 
-fn copy(file: &File) -> Result<OwnedFd, ShimError> {
-    file.try_clone().map(Into::into).map_err(ShimError::Streams)
-}
-
 /// Opens a FIFO at both ends: so nobody need be at the other one, now or later, and nothing waits for it. What is no FIFO
 /// is appended to.
 fn fifo(path: &Path) -> Result<OwnedFd, ShimError> {
@@ -122,14 +118,17 @@ fn fifo(path: &Path) -> Result<OwnedFd, ShimError> {
     Ok(file.into())
 }
 
-fn log_file(path: &Path) -> Result<File, ShimError> {
+fn log_file(path: &Path) -> Result<OwnedFd, ShimError> {
+    if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo()) {
+        return fifo(path);
+    }
     let open = || {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
         OpenOptions::new().create(true).append(true).mode(0o644).open(path)
     };
-    open().map_err(|source| ShimError::File {
+    open().map(OwnedFd::from).map_err(|source| ShimError::File {
         what: "the log",
         path: path.into(),
         source,
@@ -264,6 +263,7 @@ fn wait_until_ready(mut pipe: &PipeReader) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
 
     use nix::sys::stat::Mode;
@@ -304,6 +304,11 @@ mod tests {
             panic!()
         };
         File::from(stdout).write_all(b"x").unwrap();
+        let log = Stdio {
+            stdout: format!("file://{}", path.display()),
+            ..Stdio::default()
+        };
+        assert!(log.open(WHOSE).is_ok_and(|(ends, _)| ends.stdout.is_some()));
         let none = Stdio {
             stdin: directory.path().join("none").to_str().unwrap().into(),
             ..Stdio::default()

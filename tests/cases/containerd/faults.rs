@@ -1,8 +1,11 @@
-//! What a runtime's shim does when containerd or the shim itself is killed.
+//! What a runtime's shim does when containerd, the shim itself, or what it needs comes to harm.
 
-use husk_tests::Release;
+use std::fs;
+use std::path::Path;
 
-use super::{Peer, cases};
+use husk_tests::{Containerd, Events, Host, Process, Release, SmallDisk, kill_agent};
+
+use super::{HUSK, Peer, cases};
 
 cases! {
     containerd_is_killed,
@@ -50,4 +53,81 @@ fn the_shim_is_killed(peer: &mut Peer<'_>) {
     events.until("box", |event| event.topic == "delete");
     peer.task(&["list", "-q"]).exits(0).prints("");
     peer.containerd.run(["containers", "delete", "box"]).exits(0);
+}
+
+/// The machine of the only container that there is.
+fn machine(host: &Host) -> Process {
+    let processes = host.new_processes();
+    let machine = processes
+        .into_iter()
+        .find(|process| process.name == "husk-vmm" && !process.is_zombie());
+    machine.expect("a machine")
+}
+
+fn start<'h>(containerd: &Containerd<'h>, image: &str) -> Events<'h> {
+    let events = containerd.events();
+    let words = ["run", "--detach", "--runtime", HUSK, image, "box", "sleep", "1000"];
+    containerd.run(words).exits(0);
+    events
+}
+
+/// Everybody who waits is told of the end, and nothing is left.
+#[test]
+fn a_machine_comes_to_harm() {
+    let host = Host::new();
+    let containerd = Containerd::start(&host, Release::Built);
+    let image = containerd.import();
+    for harm in [Process::kill, kill_agent] {
+        let mut events = start(&containerd, &image);
+        let (husk, words) = containerd.ctr(["tasks", "attach", "box"]);
+        let attached = husk.start_command(words);
+        harm(&machine(&host));
+        assert_eq!(events.until_end("box"), 137);
+        // It deletes the task as well.
+        attached.finish().exits(137);
+        containerd.run(["containers", "delete", "box"]).exits(0);
+    }
+}
+
+#[test]
+fn a_bundle_vanishes() {
+    let host = Host::new();
+    let containerd = Containerd::start(&host, Release::Built);
+    let image = containerd.import();
+    let mut events = start(&containerd, &image);
+    let bundle = containerd.state().join("io.containerd.runtime.v2.task/default/box");
+    // The root file system is mounted in it: what is in that is the snapshot's.
+    for entry in fs::read_dir(&bundle).expect("the bundle").flatten() {
+        if entry.file_name() != "rootfs" {
+            fs::remove_file(entry.path()).expect("remove the bundle's files");
+        }
+    }
+    let exec = ["tasks", "exec", "--exec-id", "e", "box", "echo", "in"];
+    containerd.run(exec).exits(0).prints("in\n");
+    containerd.run(["tasks", "kill", "--signal", "KILL", "box"]).exits(0);
+    assert_eq!(events.until_end("box"), 137);
+    containerd
+        .run(["tasks", "delete", "box"])
+        .exits(0)
+        .mentions(&["exit code 137"]);
+    containerd.run(["containers", "delete", "box"]).exits(0);
+    assert!(!bundle.exists());
+}
+
+/// Where there is no room for the image or for the sandbox's own files the error says so, and nothing is left.
+#[test]
+fn a_disk_is_full() {
+    let host = Host::with_own_image_cache();
+    let containerd = Containerd::start(&host, Release::Built);
+    let image = containerd.import();
+    for (place, size) in [(host.image_cache().to_owned(), "300k"), (host.run_directory(), "4k")] {
+        let disk = SmallDisk::mount(&place, size);
+        let words = ["run", "--rm", "--runtime", HUSK, &image, "box", "true"];
+        let outcome = containerd.run(words);
+        outcome.exits(1).mentions(&["no space left"]);
+        assert_eq!(disk.files(), Vec::<&Path>::new(), "after {outcome}");
+        containerd.run(["tasks", "list", "-q"]).exits(0).prints("");
+    }
+    let words = ["run", "--rm", "--runtime", HUSK, &image, "box", "echo", "out"];
+    containerd.run(words).exits(0).prints("out\n");
 }

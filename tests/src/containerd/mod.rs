@@ -118,7 +118,10 @@ impl<'h> Containerd<'h> {
             "/bin".into(),
         ]);
         let husk = self.host.husk().program(self.programs.join("containerd"));
-        let husk = husk.variable("PATH", path.expect("no colons"));
+        // Shims have their environment from it. Guests that boot all at once on one processor take their time.
+        let husk = husk
+            .variable("PATH", path.expect("no colons"))
+            .variable("HUSK_TIMEOUT", "1200");
         let config = self.directory.join("config.toml");
         self.daemon = Some(Daemon::start(
             husk.into_command(["--config", config.to_str().expect("UTF-8")]),
@@ -135,6 +138,11 @@ impl<'h> Containerd<'h> {
     /// Where its plugins keep what outlives it.
     pub fn root(&self) -> PathBuf {
         self.directory.join("root")
+    }
+
+    /// Where it keeps what runs, the bundles of tasks among it.
+    pub fn state(&self) -> PathBuf {
+        self.directory.join("state")
     }
 
     /// Where it listens.
