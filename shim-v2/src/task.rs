@@ -261,9 +261,7 @@ impl Task for Service {
     }
 
     fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if !self.0.is_in_use() {
-            self.0.shut_down();
-        }
+        self.0.end_unused();
         Ok(Empty::new())
     }
 }

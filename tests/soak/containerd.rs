@@ -1,5 +1,7 @@
 //! Containers through containerd and the shim: some with a machine of their own, some beside the one that stays.
 
+use std::fs;
+
 use husk_tests::{Containerd, Host, Outcome, Release, Running};
 
 use super::{LONG, PATIENCE, STAYS, Way};
@@ -11,19 +13,28 @@ const GROUP: &str = "io.containerd.runc.v2.group=long";
 pub(crate) struct ThroughContainerd<'h> {
     containerd: Containerd<'h>,
     image: String,
+    /// A configuration that lets guests take their time.
+    config: String,
 }
 
 impl<'h> ThroughContainerd<'h> {
     pub(crate) fn start(host: &'h Host) -> Self {
         let containerd = Containerd::start(host, Release::Built);
         let image = containerd.import();
-        Self { containerd, image }
+        let config = host.scratch().join("config.toml");
+        fs::write(&config, format!("timeout = {}\n", PATIENCE.as_secs())).expect("write husk's configuration");
+        Self {
+            containerd,
+            image,
+            config: config.to_str().expect("UTF-8").to_owned(),
+        }
     }
 
     /// The words of a `ctr` command that makes a container.
     fn words(&self, verb: &[&str], options: &[&str], id: &str, script: &str) -> Vec<String> {
         let tail = [self.image.as_str(), id, "sh", "-c", script];
-        let words = [verb, &["--runtime", RUNTIME], options, &tail].concat();
+        let runtime = ["--runtime", RUNTIME, "--runtime-config-path", &self.config];
+        let words = [verb, &runtime, options, &tail].concat();
         words.into_iter().map(str::to_owned).collect()
     }
 

@@ -110,7 +110,7 @@ pub enum MachineError {
     Confinement(#[from] ConfinementError),
     #[error("{0}")]
     Ended(Death),
-    #[error("the guest's agent was not ready after {} seconds; run with --console to see how far the guest comes, or set HUSK_TIMEOUT", .0.as_secs())]
+    #[error("the guest's agent was not ready after {} seconds; `husk run --console` shows how far one comes; HUSK_TIMEOUT, or timeout in /etc/husk/config.toml, gives it more time", .0.as_secs())]
     NotReady(Duration),
     #[error("the guest's ready message cannot be understood; do husk and its guest kernel belong together?")]
     BadReady,

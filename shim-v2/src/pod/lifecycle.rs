@@ -236,7 +236,7 @@ impl Pod {
     }
 
     /// Forgets a process that has ended; with a container's first one the container. Gives how it has ended.
-    pub(crate) fn delete(&self, container: &str, exec: &str) -> Result<Exit, ShimError> {
+    pub(crate) fn delete(self: &Arc<Self>, container: &str, exec: &str) -> Result<Exit, ShimError> {
         let container = self.container(container)?;
         let process = container.process(exec)?;
         if !exec.is_empty() {
@@ -280,6 +280,7 @@ impl Pod {
         if is_last && !self.is_apart.load(Ordering::Acquire) {
             self.remove_sandbox();
         }
+        self.end_if_asked();
         Ok(exit)
     }
 

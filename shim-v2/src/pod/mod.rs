@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 pub(crate) use create::Creation;
@@ -34,6 +35,9 @@ use crate::process::{Exit, Process, lock};
 
 /// How long events are waited for at the end.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// How long the answer to a call may be on its way.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// How long the machine may take to leave its cgroup.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -60,6 +64,8 @@ pub(crate) struct Pod {
     is_shared: AtomicBool,
     /// Whether containerd has the sandbox apart from its containers, and ends it itself.
     is_apart: AtomicBool,
+    /// Whether containerd has asked the shim to end while it was in use. It does not ask again.
+    ends_unused: AtomicBool,
     is_over: Mutex<bool>,
     over: Condvar,
 }
@@ -86,6 +92,7 @@ impl Pod {
             ended: Condvar::new(),
             is_shared: AtomicBool::new(false),
             is_apart: AtomicBool::new(false),
+            ends_unused: AtomicBool::new(false),
             is_over: Mutex::default(),
             over: Condvar::new(),
         }
@@ -254,6 +261,34 @@ impl Pod {
         }
         *lock(&self.is_over) = true;
         self.over.notify_all();
+    }
+
+    /// containerd asks the shim to end: it does so now, or when its last container goes. A pod's sandbox may be gone before its
+    /// containers are, when its machine has come to harm.
+    pub(crate) fn end_unused(&self) {
+        self.ends_unused.store(true, Ordering::SeqCst);
+        if !self.is_in_use() {
+            self.shut_down();
+        }
+    }
+
+    /// A container has gone: ends the shim if that was asked for before, when containerd has had the time to hear of it.
+    fn end_if_asked(self: &Arc<Self>) {
+        if !self.ends_unused.load(Ordering::SeqCst) || self.is_in_use() {
+            return;
+        }
+        let pod = Arc::clone(self);
+        let end = move || {
+            let is_over = lock(&pod.is_over);
+            let wait = pod.over.wait_timeout_while(is_over, ANSWER, |is_over| !*is_over);
+            drop(wait);
+            if !pod.is_in_use() {
+                pod.shut_down();
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("end".into()).spawn(end) {
+            tracing::warn!(%error, "the shim stays until containerd asks again");
+        }
     }
 
     /// Waits until the shim is to end, and takes down what is left.

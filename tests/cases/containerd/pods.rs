@@ -97,3 +97,20 @@ fn a_pod_loses_its_machine() {
     });
     cri.call("RemovePodSandbox", &json!({"pod_sandbox_id": pod}));
 }
+
+/// containerd asks the shim to end when it deletes the sandbox's container, and not again when the others go.
+#[test]
+fn a_pod_loses_its_pause() {
+    let host = Host::new();
+    let cri = Cri::start(&host, Release::Built, "podsandbox");
+    let pod = cri.run_pod();
+    let container = cri.run_container(&pod, "one", "exec sleep 1000");
+    let kill = ["--namespace", "k8s.io", "tasks", "kill", "--signal", "KILL", &pod];
+    cri.containerd().run(kill).exits(0);
+    await_answer(&cri, "PodSandboxStatus", &json!({"pod_sandbox_id": pod}), |answer| {
+        answer["status"]["state"] == NOT_READY
+    });
+    cri.call("StopContainer", &json!({"container_id": container}));
+    cri.call("RemoveContainer", &json!({"container_id": container}));
+    cri.call("RemovePodSandbox", &json!({"pod_sandbox_id": pod}));
+}

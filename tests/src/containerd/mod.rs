@@ -118,10 +118,7 @@ impl<'h> Containerd<'h> {
             "/bin".into(),
         ]);
         let husk = self.host.husk().program(self.programs.join("containerd"));
-        // Shims have their environment from it. Guests that boot all at once on one processor take their time.
-        let husk = husk
-            .variable("PATH", path.expect("no colons"))
-            .variable("HUSK_TIMEOUT", "1200");
+        let husk = husk.variable("PATH", path.expect("no colons"));
         let config = self.directory.join("config.toml");
         self.daemon = Some(Daemon::start(
             husk.into_command(["--config", config.to_str().expect("UTF-8")]),
