@@ -17,6 +17,8 @@ const OWN_MEMORY: usize = 256;
 /// In KiB: what the kernel itself has allocated. After many sandboxes at once pages with a few objects in them stay; a leak
 /// of eight KiB a sandbox is beyond that in a run of the usual length.
 const KERNEL_MEMORY: usize = 4096;
+/// So many at once the limit on the kernel's memory is for.
+const USUAL_AT_ONCE: u32 = 20;
 /// Where the kernel shows its caches of objects.
 const CACHES: &str = "/sys/kernel/slab";
 
@@ -90,11 +92,12 @@ fn exact(residents: &[Process]) -> Vec<(String, usize)> {
 pub(crate) struct Figures(Vec<(String, usize, Option<usize>)>);
 
 impl Figures {
-    /// Reads them when descriptors and threads of the residents stay as they are.
+    /// Reads them when descriptors and threads of the residents stay as they are. What a peak of so many at once leaves in the
+    /// kernel has a limit for the usual number only.
     ///
     /// # Panics
     /// A resident is gone.
-    pub(crate) fn take(residents: &[Process]) -> Self {
+    pub(crate) fn take(residents: &[Process], at_once: u32) -> Self {
         let exact = settled(residents);
         let mut all = vec![("open files of the system".to_owned(), open_files(), Some(OPEN_FILES))];
         all.extend(exact.into_iter().map(|(name, number)| (name, number, Some(0))));
@@ -108,7 +111,8 @@ impl Figures {
         let kernel = kernel_memory();
         let available = fields("/proc/meminfo")["MemAvailable"];
         all.push(("MemAvailable, KiB".to_owned(), available, None));
-        all.push(("SUnreclaim, KiB".to_owned(), kernel, Some(KERNEL_MEMORY)));
+        let may_grow = (at_once <= USUAL_AT_ONCE).then_some(KERNEL_MEMORY);
+        all.push(("SUnreclaim, KiB".to_owned(), kernel, may_grow));
         Self(all)
     }
 

@@ -96,7 +96,7 @@ impl<'h> Soak<'h> {
     /// Whether all of it went as it should and nothing is left.
     fn run(mut self, count: u32, at_once: u32) -> bool {
         let directories = [&self.host.run_directory(), self.host.image_cache()];
-        let before = Figures::take(&self.residents);
+        let before = Figures::take(&self.residents, at_once);
         let things = Snapshot::take(&directories);
         println!("{count} sandboxes one after the other");
         self.begun = Instant::now();
@@ -121,7 +121,7 @@ impl<'h> Soak<'h> {
         self.attempt(|soak| soak.way.enter());
         self.tell(at_once);
         // First, since it waits until connections to the container that stays are closed.
-        let after = Figures::take(&self.residents);
+        let after = Figures::take(&self.residents, at_once);
         let left = things.leftovers();
         let now = Snapshot::take(&directories);
         let counts = things.counts().into_iter().zip(now.counts());
