@@ -107,7 +107,8 @@ pub(crate) enum ChildError {
     Sysctl { path: String, source: Errno },
     #[error("{0}")]
     Command(#[from] command::CommandError),
-    #[error("executing {path:?}: {source}")]
+    // In small letters as those of `command`, for the same callers.
+    #[error("executing {path:?}: {}", source.desc().to_lowercase())]
     Execute { path: String, source: Errno },
 }
 

@@ -20,15 +20,15 @@ const MAX_PASSWD: u64 = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
     // Callers of OCI runtimes look for "executable file not found in $PATH", "no such file or directory" and
-    // "permission denied" in the error.
+    // "permission denied" in the error, in small letters.
     #[error("command {0:?} not found: executable file not found in $PATH of the container")]
     NotInPath(String),
     #[error("command {0:?} not found in the container: no such file or directory")]
     NotFound(String),
     #[error("command {0:?} is a directory: permission denied")]
     Directory(String),
-    #[error("command {path:?} may not be executed: {source}")]
-    NotExecutable { path: String, source: Errno },
+    #[error("command {path:?} may not be executed: {}", errno.desc().to_lowercase())]
+    NotExecutable { path: String, errno: Errno },
 }
 
 impl CommandError {
@@ -74,15 +74,15 @@ fn check(path: &str) -> Result<(), CommandError> {
         ErrorKind::NotFound | ErrorKind::NotADirectory => CommandError::NotFound(path.to_owned()),
         _ => CommandError::NotExecutable {
             path: path.to_owned(),
-            source: errno(error),
+            errno: errno(error),
         },
     };
     if fs::metadata(path).map_err(|error| unusable(&error))?.is_dir() {
         return Err(CommandError::Directory(path.to_owned()));
     }
-    access(path, AccessFlags::X_OK).map_err(|source| CommandError::NotExecutable {
+    access(path, AccessFlags::X_OK).map_err(|errno| CommandError::NotExecutable {
         path: path.to_owned(),
-        source,
+        errno,
     })
 }
 
@@ -179,6 +179,7 @@ mod tests {
         assert_eq!(find(&process(&two_tool, "")).unwrap().to_str().unwrap(), two_tool);
         let refused = find(&process("tool", &one.display().to_string())).unwrap_err();
         assert_eq!(refused.kind(), Kind::COMMAND_NOT_EXECUTABLE);
+        assert!(refused.to_string().ends_with(": permission denied"), "{refused}");
         for (command, path, kind) in [
             ("nothing", path.as_str(), Kind::COMMAND_NOT_FOUND),
             ("", path.as_str(), Kind::COMMAND_NOT_FOUND),
