@@ -10,6 +10,7 @@ mod containerd;
 mod cp;
 mod debian;
 mod detached;
+mod docker;
 mod exec;
 mod faults;
 mod harness;

@@ -50,10 +50,18 @@ pub fn cri() -> PathBuf {
     directory("HUSK_TEST_CRI")
 }
 
-/// Whether what husk does is to be compared with runc's.
-#[must_use]
-pub fn with_runc() -> bool {
-    std::env::var_os("HUSK_TEST_RUNC").is_some_and(|value| !value.is_empty())
+/// The directory of `docker` and `dockerd`.
+///
+/// # Panics
+/// `HUSK_TEST_DOCKER` is not set.
+pub fn docker() -> PathBuf {
+    directory("HUSK_TEST_DOCKER")
+}
+
+/// A newer runc than Debian's, where what husk does is to be compared with runc's.
+pub fn runc() -> Option<PathBuf> {
+    let path = std::env::var_os("HUSK_TEST_RUNC").filter(|value| !value.is_empty());
+    path.map(PathBuf::from)
 }
 
 fn directory(name: &str) -> PathBuf {

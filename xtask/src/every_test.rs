@@ -29,7 +29,7 @@ pub(crate) struct Options {
     pub(crate) only: Only,
     /// The peer that is the containerd of the end-to-end tests, besides Debian's.
     pub(crate) containerd: String,
-    /// Whether runc's shim runs the cases of containerd too, before husk's.
+    /// Whether runc's shim runs the cases of containerd and docker too, before husk's.
     pub(crate) runc: bool,
     /// Tests whose names hold one of these.
     pub(crate) filter: Vec<OsString>,
@@ -83,6 +83,11 @@ fn end_to_end(options: &Options) -> Result<i32> {
     let programs = build::run()?;
     let containerd = peers::build(&options.containerd)?;
     let cri = peers::build(peers::CRI)?;
+    let docker = peers::build(peers::DOCKER)?;
+    let runc = match options.runc {
+        true => peers::build(peers::RUNC)?.join("runc").into_os_string(),
+        false => OsString::new(),
+    };
     let tests = build_tests()?;
     let kernel = Kernel::ensure()?;
     let environment = vec![
@@ -91,11 +96,9 @@ fn end_to_end(options: &Options) -> Result<i32> {
         ("HUSK_TEST_BUSYBOX", trees::busybox()?.into_os_string()),
         ("HUSK_TEST_DEBIAN", trees::debian()?.into_os_string()),
         ("HUSK_TEST_CONTAINERD", containerd.into_os_string()),
-        (
-            "HUSK_TEST_RUNC",
-            if options.runc { "1".into() } else { OsString::new() },
-        ),
+        ("HUSK_TEST_RUNC", runc),
         ("HUSK_TEST_CRI", cri.join("cri").into_os_string()),
+        ("HUSK_TEST_DOCKER", docker.into_os_string()),
         ("HUSK_TEST_DEBIAN_KERNEL", kernel.compressed_image().into_os_string()),
     ];
     step("end-to-end tests");

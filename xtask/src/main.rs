@@ -82,7 +82,7 @@ process of its own. One that fails is tried once more at the end; both tries are
 
 Options:
       --only unit|e2e    One kind alone
-      --runc             Run the cases of containerd with runc's shim too, before husk's
+      --runc             Run the cases of containerd and docker with runc's shim too, first
       --containerd PEER  The containerd of the tests, besides Debian's [default: containerd-2.4]
   -h, --help             This text
 

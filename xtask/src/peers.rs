@@ -1,5 +1,5 @@
-//! Programs of other projects, of pinned versions, that the end-to-end tests run husk with: containerd in several, and a
-//! client of its CRI.
+//! Programs of other projects, of pinned versions, that the end-to-end tests run husk with: containerd in several, a
+//! client of its CRI, docker, and a runc to measure docker's cases by.
 //!
 //! Each is a Go module below `tests/peers` that names the programs as its tools; its `go.sum` pins every source. Of packages
 //! that a file [`TESTS`] of it imports the tests become programs too.
@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cache, go, process, step, workspace};
+use crate::{cache, go, process, setup, step, workspace};
 
 /// Changes when the way of building changes: what is in the cache is then not used.
 const RECIPE: u32 = 1;
@@ -24,6 +24,11 @@ pub(crate) const NEWEST: &str = "containerd-2.4";
 pub(crate) const CRI: &str = "cri";
 /// The test suites of the containerd that [`NEWEST`] is, and a registry with the images that they pull.
 pub(crate) const SUITES: &str = "suites";
+/// dockerd and its command line.
+pub(crate) const DOCKER: &str = "docker";
+
+/// A runc that knows the namespaces that dockerd asks for; Debian 12's does not.
+pub(crate) const RUNC: &str = "runc";
 
 /// Builds those that are named, or all; says where they are.
 pub(crate) fn run(names: &[String]) -> Result<i32> {
@@ -50,28 +55,60 @@ pub(crate) fn build(name: &str) -> Result<PathBuf> {
     if !directory.exists() {
         step(&format!("building {name} (some minutes, once)"));
         cache::build_directory(&directory, |partial| {
-            compile(&go.program, &module, &["build"], partial, &["tool".to_owned()])?;
+            let kind = options(name)?;
+            compile(&go.program, &module, kind, &["build"], partial, &["tool".to_owned()])?;
             let tests = named_tests(&module)?;
             if tests.is_empty() {
                 return Ok(());
             }
-            compile(&go.program, &module, &["test", "-c"], partial, &tests)
+            compile(&go.program, &module, kind, &["test", "-c"], partial, &tests)
         })?;
     }
     Ok(directory)
 }
 
-/// Lets Go compile packages into a directory, all of it without C, so that the programs are static.
-fn compile(go: &Path, module: &Path, how: &[&str], output: &Path, packages: &[String]) -> Result<()> {
+/// How a peer is built.
+#[derive(Clone, Copy)]
+struct Kind {
+    options: &'static [&'static str],
+    /// Programs without it are static.
+    needs_c: bool,
+}
+
+fn options(name: &str) -> Result<Kind> {
+    Ok(match name {
+        // docker's command line has no go.mod, so that Go takes it for a program in an older Go than it is written in.
+        DOCKER => Kind {
+            options: &["-gcflags=github.com/docker/cli/cmd/docker=-lang=go1.26"],
+            needs_c: false,
+        },
+        RUNC => {
+            setup::ensure(setup::RUNC)?;
+            Kind {
+                options: &["-tags=seccomp"],
+                needs_c: true,
+            }
+        }
+        _ => Kind {
+            options: &[],
+            needs_c: false,
+        },
+    })
+}
+
+/// Lets Go compile packages into a directory.
+fn compile(go: &Path, module: &Path, kind: Kind, how: &[&str], output: &Path, packages: &[String]) -> Result<()> {
     let mut build = Command::new(go);
     build
         .args(how)
         // A directory by its last slash, even for a single package.
-        .args(["-trimpath", "-ldflags=-s -w", "-o"])
+        .args(["-trimpath", "-ldflags=-s -w"])
+        .args(kind.options)
+        .arg("-o")
         .arg(output.join(""))
         .args(packages)
         .current_dir(module)
-        .env("CGO_ENABLED", "0")
+        .env("CGO_ENABLED", if kind.needs_c { "1" } else { "0" })
         .env("GOFLAGS", "-mod=readonly")
         .env("GOTOOLCHAIN", "local")
         .env("GOWORK", "off")

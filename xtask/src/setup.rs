@@ -74,6 +74,16 @@ pub(crate) const TEST: &[Need] = &[
     Need::new("conmon", "conmon"),
     Need::new("containerd", "containerd"),
     Need::new("runc", "runc"),
+    // What docker's `--init` puts into a container.
+    Need::new("/usr/bin/tini-static", "tini"),
+];
+
+/// For compiling runc.
+pub(crate) const RUNC: &[Need] = &[
+    Need::new("cc", "gcc"),
+    Need::new("/usr/include/stdlib.h", "libc6-dev"),
+    Need::new("/usr/include/seccomp.h", "libseccomp-dev"),
+    Need::new("pkg-config", "pkg-config"),
 ];
 
 /// For other projects' suites.

@@ -1,6 +1,9 @@
 //! What a runtime's shim does while nothing goes wrong.
 
-use husk_tests::{Event, Process, Release};
+use std::fs;
+
+use husk_tests::{Bundle, Event, Process, Release, busybox};
+use serde_json::json;
 
 use super::{Peer, cases};
 
@@ -21,6 +24,7 @@ cases! {
     read_only,
     snapshotters,
     at_once,
+    hooks,
 }
 
 /// A process that can be told to end: it says so when it is ready to be, by a file.
@@ -315,4 +319,46 @@ fn at_once(peer: &mut Peer<'_>) {
             .exits(number.try_into().unwrap())
             .prints(&format!("{number}\n"));
     }
+}
+
+/// A `prestart` hook, as docker had one until its version 23 to set up the container's network namespace: it finds that of
+/// the process that it is told of.
+fn hooks(peer: &mut Peer<'_>) {
+    let host = peer.containerd.host();
+    let state = host.scratch().join("state");
+    let script = |end: &str| {
+        format!(
+            "cat > {0}; pid=$(grep -o '\"pid\":[0-9]*' {0}); readlink /proc/${{pid#*:}}/ns/net >> {0}; {end}",
+            state.display()
+        )
+    };
+    let run = |id: &str, hook: &str| {
+        let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script(hook)], "env": ["PATH=/bin:/usr/bin"]}]);
+        let bundle = Bundle::of_script(host, busybox(), "echo process").with("/root/path", json!(busybox()));
+        // Without a cgroup namespace runc mounts the host's hierarchy anew, with other options.
+        let bundle = bundle.without_mount("/sys/fs/cgroup");
+        let bundle = bundle.with("/hooks", json!({ "prestart": hook }));
+        let config = bundle.path().join("config.json");
+        let words = [
+            "run",
+            "--rm",
+            "--runtime",
+            peer.runtime,
+            "--config",
+            config.to_str().unwrap(),
+            id,
+        ];
+        let told = peer.containerd.run(words);
+        (told, fs::read_to_string(&state).unwrap())
+    };
+    let (told, state) = run("passing", "exit 0");
+    told.exits(0).prints("process\n");
+    let (state, network) = state.rsplit_once("net:").unwrap_or_else(|| panic!("{state}"));
+    assert!(state.contains("\"id\":\"passing\""), "{state}");
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    assert_ne!(format!("net:{}", network.trim_end()), own.to_str().unwrap());
+    let (told, _) = run("failing", "echo reason >&2; exit 7");
+    told.exits(1)
+        .prints("")
+        .mentions(&["hook", "exit status", "7", "reason"]);
 }

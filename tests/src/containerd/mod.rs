@@ -1,26 +1,31 @@
 //! containerd, Debian's and another version of it, with all of its files in the test's own directory.
 
 mod cri;
-mod daemon;
 mod events;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 pub use self::cri::Cri;
-use self::daemon::Daemon;
 pub use self::events::{Event, Events};
+use crate::daemon::Daemon;
 use crate::images::{Compression, LAYER, Layout, config};
 use crate::podman::{remove_empty_cgroups, unmount_below};
 use crate::{Host, Husk, Outcome, Process, Tar, busybox, prepared, trees};
 
 /// Where containerd has the sockets of shims and the pipes of tasks, whatever its configuration says.
 const RUN: &str = "/run/containerd";
+/// For a shim to end that has nothing more to do, in milliseconds.
+const LIMIT: u16 = 60_000;
+/// The last of what it logs when it answers.
+const READY: &str = "containerd successfully booted";
 /// The name that [`Containerd::import`] gives to what is not tagged with a whole name.
 const NAME: &str = "localhost/busybox";
 
@@ -120,9 +125,8 @@ impl<'h> Containerd<'h> {
         let husk = self.host.husk().program(self.programs.join("containerd"));
         let husk = husk.variable("PATH", path.expect("no colons"));
         let config = self.directory.join("config.toml");
-        self.daemon = Some(Daemon::start(
-            husk.into_command(["--config", config.to_str().expect("UTF-8")]),
-        ));
+        let command = husk.into_command(["--config", config.to_str().expect("UTF-8")]);
+        self.daemon = Some(Daemon::start("containerd", command, READY));
     }
 
     /// Kills it; what it runs goes on running.
@@ -142,8 +146,13 @@ impl<'h> Containerd<'h> {
         self.directory.join("state")
     }
 
+    /// The machine it runs on.
+    pub fn host(&self) -> &'h Host {
+        self.host
+    }
+
     /// Where it listens.
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.join("socket")
     }
 
@@ -199,6 +208,20 @@ impl<'h> Containerd<'h> {
         shim.expect("a shim with this container's id")
     }
 
+    /// Waits until no shim is left, with what belongs to it.
+    ///
+    /// # Panics
+    /// One stays.
+    pub(crate) fn await_shims(&self) {
+        let names = ["containerd-shim", "husk-keeper", "husk-vmm"];
+        let shims = self.host.new_processes();
+        for shim in shims.iter().filter(|process| names.contains(&&*process.name)) {
+            let Some(end) = shim.handle() else { continue };
+            let ended = poll(&mut [PollFd::new(end.as_fd(), PollFlags::POLLIN)], LIMIT);
+            assert_eq!(ended, Ok(1), "{shim} stays");
+        }
+    }
+
     /// The options of `ctr run` that put husk in runc's place.
     pub fn options(&self) -> [String; 4] {
         let husk = prepared::bin().join("husk");
@@ -211,9 +234,14 @@ impl<'h> Containerd<'h> {
     }
 }
 
-/// The archive of the image, made once.
+/// The archive of the image with a tag that its importer completes, made once.
 fn archive() -> PathBuf {
-    let archive = trees::shared().join("busybox.tar");
+    archive_as("busybox", "latest")
+}
+
+/// The archive of the image, named so in the archive, as a file of this name; made once.
+pub(crate) fn archive_as(file: &str, name: &str) -> PathBuf {
+    let archive = trees::shared().join(format!("{file}.tar"));
     if archive.exists() {
         return archive;
     }
@@ -225,8 +253,8 @@ fn archive() -> PathBuf {
     assert!(packed.status.success(), "pack the image");
     let upper = Tar::new().file("upper", 0o644, "upper\n").finish();
     let configuration = json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]});
-    let unfinished = trees::shared().join(format!("busybox-{}.tar", std::process::id()));
-    image_of(&configuration, vec![packed.stdout, upper], "latest", &unfinished);
+    let unfinished = trees::shared().join(format!("{file}-{}.tar", std::process::id()));
+    image_of(&configuration, vec![packed.stdout, upper], name, &unfinished);
     fs::rename(&unfinished, &archive).expect("rename the image's archive");
     archive
 }
@@ -254,8 +282,8 @@ impl Drop for Containerd<'_> {
             let _ = fs::remove_dir_all(RUN);
         }
         // The shims make a directory for each namespace of containerd's and keep it. A container in it would keep it from being
-        // removed.
-        for directory in ["default", "containerd/default", "containerd"] {
+        // removed. `moby` is docker's.
+        for directory in ["default", "containerd/default", "containerd/moby", "containerd"] {
             let _ = fs::remove_dir(self.host.run_directory().join(directory));
         }
     }

@@ -1,4 +1,4 @@
-//! containerd's process.
+//! The process of a daemon that tests talk to.
 
 use std::fmt;
 use std::io::{BufRead, BufReader};
@@ -17,43 +17,42 @@ use crate::outcome::shorten;
 
 /// For a daemon to answer, and for one to end.
 const LIMIT: Duration = Duration::from_secs(120);
-/// The last of what it logs when it answers.
-const READY: &str = "containerd successfully booted";
-
 /// A daemon that answers; killed when it is dropped. It logs a lot while nobody waits for it, so a thread reads that.
-pub(super) struct Daemon {
+pub(crate) struct Daemon {
+    name: &'static str,
     child: Child,
     log: Arc<Mutex<String>>,
 }
 
 impl Daemon {
-    /// Starts it and waits until it answers.
+    /// Starts it and waits until it logs a line with `ready`, which is the last before it answers.
     ///
     /// # Panics
     /// It does not.
-    pub(super) fn start(mut command: Command) -> Self {
+    pub(crate) fn start(name: &'static str, mut command: Command, ready: &'static str) -> Self {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let mut child = command.spawn().expect("start containerd");
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("start {name}: {error}"));
         let stderr = child.stderr.take().expect("a pipe");
         let log: Arc<Mutex<String>> = Arc::default();
-        let (ready, is_ready) = mpsc::channel();
+        let (answers, is_ready) = mpsc::channel();
         let daemon = Self {
+            name,
             child,
             log: Arc::clone(&log),
         };
-        std::thread::spawn(move || read(stderr, &log, &ready));
+        std::thread::spawn(move || read(stderr, ready, &log, &answers));
         // The sender is gone when it has ended.
         if is_ready.recv_timeout(LIMIT).is_err() {
-            panic!("containerd does not answer: {daemon}");
+            panic!("{name} does not answer: {daemon}");
         }
         daemon
     }
 
     /// Sends it a signal and waits for its end.
-    pub(super) fn end(&mut self, signal: Signal) {
+    pub(crate) fn end(&mut self, signal: Signal) {
         let pid = self.child.id().cast_signed();
         // It may have ended already, here and below.
         let _ = kill(Pid::from_raw(pid), signal);
@@ -66,15 +65,15 @@ impl Daemon {
     }
 }
 
-fn read(stderr: ChildStderr, log: &Mutex<String>, ready: &Sender<()>) {
+fn read(stderr: ChildStderr, ready: &str, log: &Mutex<String>, answers: &Sender<()>) {
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-        let is_ready = line.contains(READY);
+        let is_ready = line.contains(ready);
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         log.push_str(&line);
         log.push('\n');
         if is_ready {
             // Whoever has waited long enough waits no more.
-            let _ = ready.send(());
+            let _ = answers.send(());
         }
     }
 }
@@ -91,6 +90,6 @@ impl Drop for Daemon {
 impl fmt::Display for Daemon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        write!(f, "--- containerd's log\n{}", shorten(log.as_bytes()))
+        write!(f, "--- {}'s log\n{}", self.name, shorten(log.as_bytes()))
     }
 }
