@@ -1,7 +1,8 @@
 //! The way to the host: vsock.
 
 use std::io::Write;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use husk_protocol::agent::Ready;
 use husk_protocol::{HOST_CID, MAX_READY, READY_PORT};
@@ -11,6 +12,9 @@ use nix::sys::socket::{
 use protobuf::Message;
 
 use crate::sys;
+
+/// How long a busy host may take to answer; whoever waits for the guest there has a limit of its own.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Why the host cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +59,7 @@ pub(crate) fn say_ready(started_ns: u64) -> Result<(), HostError> {
     };
     let frame = frame(&ready)?;
     let connection = vsock(SockFlag::empty()).map_err(HostError::Connect)?;
+    sys::set_connect_timeout(connection.as_fd(), PATIENCE).map_err(HostError::Connect)?;
     connect(connection.as_raw_fd(), &VsockAddr::new(HOST_CID, READY_PORT)).map_err(HostError::Connect)?;
     std::fs::File::from(connection)
         .write_all(&frame)

@@ -33,6 +33,28 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// How long connect(2) of a vsock waits for the other side (`SO_VM_SOCKETS_CONNECT_TIMEOUT`); Linux gives it two seconds.
+pub(crate) fn set_connect_timeout(socket: BorrowedFd<'_>, limit: std::time::Duration) -> nix::Result<()> {
+    const CONNECT_TIMEOUT: c_int = 6;
+    #[allow(clippy::cast_possible_truncation)]
+    const SIZE: libc::socklen_t = size_of::<libc::timeval>() as libc::socklen_t;
+    let time = libc::timeval {
+        tv_sec: libc::time_t::try_from(limit.as_secs()).map_err(|_| Errno::EINVAL)?,
+        tv_usec: 0,
+    };
+    // SAFETY: the option reads a timeval.
+    Errno::result(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            (&raw const time).cast(),
+            SIZE,
+        )
+    })
+    .map(drop)
+}
+
 /// The number of an error that the kernel has told of; others are errors of input and output.
 pub(crate) fn errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
