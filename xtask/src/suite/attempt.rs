@@ -45,10 +45,9 @@ impl Attempt {
     pub(super) fn all(&self, runtime: &str, tests: &BTreeSet<String>) -> Result<Results> {
         let mut results = Results::new();
         let mut left = tests.clone();
-        let suite = self.script.file_stem().unwrap_or_default().display();
-        for attempt in 1.. {
+        loop {
             let begun = Instant::now();
-            let log = self.logs.join(format!("{suite}-{runtime}-{attempt}.log"));
+            let log = self.next_log(runtime);
             let under_way = self.run(runtime, &left, &log, &mut results)?;
             for test in under_way {
                 results.insert(test, Outcome::Failed);
@@ -71,6 +70,18 @@ impl Attempt {
             }
         }
         Ok(results)
+    }
+
+    /// A file for the output of another run.
+    fn next_log(&self, runtime: &str) -> PathBuf {
+        let mut number = 1;
+        loop {
+            let log = self.logs.join(format!("{runtime}-{number}.log"));
+            if !log.exists() {
+                return log;
+            }
+            number += 1;
+        }
     }
 
     /// Runs tests until the program ends; gives those that were under way then.

@@ -108,8 +108,12 @@ pub(crate) fn compare(words: &[OsString]) -> Result<i32> {
     let attempt = Attempt {
         script: directory.join(format!("{suite}.sh")),
         directories: [husk, containerd, suites, root].map(PathBuf::from),
-        logs: workspace::target_directory()?.join("suites"),
+        logs: workspace::target_directory()?.join("suites").join(suite),
     };
+    if attempt.logs.exists() {
+        // Those of an earlier time.
+        fs::remove_dir_all(&attempt.logs).with_context(|| format!("removing {}", attempt.logs.display()))?;
+    }
     fs::create_dir_all(&attempt.logs).with_context(|| format!("creating {}", attempt.logs.display()))?;
     let filter: Vec<_> = filter.iter().map(|word| word.to_string_lossy()).collect();
     let mut tests = attempt.list()?;
