@@ -35,6 +35,7 @@ mod delete;
 mod error;
 mod events;
 mod exits;
+mod farewell;
 mod info;
 mod log;
 mod place;

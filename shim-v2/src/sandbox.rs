@@ -19,6 +19,7 @@ use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
 use crate::error::{ShimError, chain};
+use crate::farewell;
 use crate::generated::options::{LinuxPodSandboxConfig, PodSandboxConfig};
 use crate::pod::Pod;
 use crate::process::{Exit, lock};
@@ -181,10 +182,14 @@ impl Sandbox for Service {
         }
     }
 
-    fn shutdown_sandbox(&self, _: &TtrpcContext, _: ShutdownSandboxRequest) -> ttrpc::Result<ShutdownSandboxResponse> {
+    fn shutdown_sandbox(
+        &self,
+        context: &TtrpcContext,
+        _: ShutdownSandboxRequest,
+    ) -> ttrpc::Result<ShutdownSandboxResponse> {
         self.pod.end_sandbox(Exit::killed());
-        self.pod.shut_down();
-        Ok(ShutdownSandboxResponse::new())
+        self.pod.drain();
+        farewell::answer(context, &self.pod)
     }
 
     fn sandbox_metrics(

@@ -18,6 +18,7 @@ use husk_sandbox::agent::WindowSize;
 use husk_sandbox::bundle::resources::Update;
 
 use crate::error::ShimError;
+use crate::farewell;
 use crate::pod::{Creation, Pod};
 use crate::process::Stage;
 use crate::stats;
@@ -260,8 +261,11 @@ impl Task for Service {
         })
     }
 
-    fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        self.0.end_unused();
+    fn shutdown(&self, context: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+        if self.0.may_end() {
+            self.0.drain();
+            farewell::answer(context, &self.0)
+        }
         Ok(Empty::new())
     }
 }

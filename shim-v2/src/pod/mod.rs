@@ -254,22 +254,24 @@ impl Pod {
         is_apart || !lock(&self.containers).is_empty()
     }
 
-    /// Tells containerd what it has not heard yet, and lets the shim end.
-    pub(crate) fn shut_down(&self) {
+    /// Tells containerd what it has not heard yet.
+    pub(crate) fn drain(&self) {
         if !self.events.drain(DRAIN) {
             tracing::warn!("containerd has not taken all events");
         }
+    }
+
+    /// Lets the shim end.
+    pub(crate) fn let_end(&self) {
         *lock(&self.is_over) = true;
         self.over.notify_all();
     }
 
-    /// containerd asks the shim to end: it does so now, or when its last container goes. A pod's sandbox may be gone before its
-    /// containers are, when its machine has come to harm.
-    pub(crate) fn end_unused(&self) {
+    /// containerd asks the shim to end: says whether it may now. Otherwise it ends when its last container goes: a pod's sandbox
+    /// may be gone before its containers are, when its machine has come to harm.
+    pub(crate) fn may_end(&self) -> bool {
         self.ends_unused.store(true, Ordering::SeqCst);
-        if !self.is_in_use() {
-            self.shut_down();
-        }
+        !self.is_in_use()
     }
 
     /// A container has gone: ends the shim if that was asked for before, when containerd has had the time to hear of it.
@@ -283,7 +285,8 @@ impl Pod {
             let wait = pod.over.wait_timeout_while(is_over, ANSWER, |is_over| !*is_over);
             drop(wait);
             if !pod.is_in_use() {
-                pod.shut_down();
+                pod.drain();
+                pod.let_end();
             }
         };
         if let Err(error) = thread::Builder::new().name("end".into()).spawn(end) {
