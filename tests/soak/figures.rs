@@ -53,8 +53,9 @@ pub(crate) fn residents(processes: &[Process], names: &[&str]) -> Vec<Process> {
 pub(crate) fn line(residents: &[Process]) -> String {
     settled(residents);
     let of_one = |process: &Process| {
-        let memory = fields(&format!("/proc/{}/status", process.pid))["RssAnon"];
-        format!("{} {} descriptors {memory} KiB", process.name, process.descriptors())
+        let (memory, huge) = own_memory(process);
+        let (name, descriptors) = (&process.name, process.descriptors());
+        format!("{name} {descriptors} descriptors {memory} KiB and {huge} in huge pages")
     };
     let all: Vec<_> = residents.iter().map(of_one).collect();
     all.join(", ")
@@ -104,7 +105,10 @@ impl Figures {
         for resident in residents {
             let status = fields(&format!("/proc/{}/status", resident.pid));
             let name = &resident.name;
-            all.push((format!("{name}: own memory, KiB"), status["RssAnon"], Some(OWN_MEMORY)));
+            let (memory, huge) = own_memory(resident);
+            all.push((format!("{name}: own memory, KiB"), memory, Some(OWN_MEMORY)));
+            // Of the stack of a thread the kernel makes one, or does not.
+            all.push((format!("{name}: huge pages, KiB"), huge, None));
             // With the guest's memory, which it has when it has used it once, and with pages of files.
             all.push((format!("{name}: all memory, KiB"), status["VmRSS"], None));
         }
@@ -128,6 +132,14 @@ impl Figures {
         }
         grown
     }
+}
+
+/// A process's own memory in KiB, and what it has in huge pages, which are not counted in that.
+fn own_memory(process: &Process) -> (usize, usize) {
+    let all = fields(&format!("/proc/{}/status", process.pid))["RssAnon"];
+    let rollup = fields(&format!("/proc/{}/smaps_rollup", process.pid));
+    let huge = rollup.get("AnonHugePages").copied().unwrap_or_default();
+    (all.saturating_sub(huge), huge)
 }
 
 /// What the kernel has allocated for itself, in KiB, once it gets no less: it frees some of it when nobody waits for it.
