@@ -1,13 +1,10 @@
 //! The answer to the shim's last call.
 
-use std::io::{self, Write};
-use std::mem::ManuallyDrop;
-use std::os::fd::FromRawFd;
-use std::os::unix::net::UnixStream;
 use std::thread;
 
 use containerd_shim_protos::ttrpc::proto::MESSAGE_TYPE_RESPONSE;
 use containerd_shim_protos::ttrpc::r#sync::TtrpcContext;
+use nix::sys::socket::{MsgFlags, send};
 
 use crate::pod::Pod;
 
@@ -25,12 +22,10 @@ pub(crate) fn answer(context: &TtrpcContext, pod: &Pod) -> ! {
     }
 }
 
-/// One write: on a stream socket no other thread's answer comes in between.
-#[allow(unsafe_code)]
-fn write(context: &TtrpcContext) -> io::Result<()> {
-    // SAFETY: the connection is open while one of its calls is handled, and is not closed here.
-    let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(context.fd) });
-    (&*stream).write_all(&frame(context.mh.stream_id))
+/// One call: on a stream socket no other thread's answer comes in between. It does not wait for one who does not read.
+fn write(context: &TtrpcContext) -> nix::Result<()> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    send(context.fd, &frame(context.mh.stream_id), flags).map(drop)
 }
 
 /// A ttrpc frame (PROTOCOL.md of containerd/ttrpc): the length, the stream, the type, no flags, and a Response with an empty

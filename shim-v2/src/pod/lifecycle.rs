@@ -54,12 +54,12 @@ impl Pod {
         }
         let pid = self.pid();
         self.tell_started(&process.id, pid);
-        if matches!(*stage, Stage::Starting(_)) {
-            *stage = Stage::Running;
-        }
-        drop(stage);
         if let Some(exit) = ended {
+            // It stays one whose end is known: the end of its machine, which may come now, is not its own.
+            drop(stage);
             self.conclude(&container, &process, exit);
+        } else if matches!(*stage, Stage::Starting(_)) {
+            *stage = Stage::Running;
         }
         Ok(pid)
     }
@@ -191,9 +191,10 @@ impl Pod {
     fn lose(&self, process: &Process) {
         let stage = process.stage();
         match &*stage {
-            Stage::Added(_) | Stage::Exited(_) => {}
+            // Of one that has ended already its start tells.
+            Stage::Added(_) | Stage::Exited(_) | Stage::Starting(Some(_)) => {}
             // Its start fails.
-            Stage::Starting(_) => process.exit(stage, Exit::killed()),
+            Stage::Starting(None) => process.exit(stage, Exit::killed()),
             Stage::Created | Stage::Running => self.exit(process, stage, Exit::killed()),
         }
     }
