@@ -76,6 +76,9 @@ pub(crate) const TEST: &[Need] = &[
     Need::new("runc", "runc"),
     // What docker's `--init` puts into a container.
     Need::new("/usr/bin/tini-static", "tini"),
+    // For containerd's snapshotters of file systems on devices.
+    Need::new("dmsetup", "dmsetup"),
+    Need::new("mkfs.ext4", "e2fsprogs"),
 ];
 
 /// For compiling runc.

@@ -15,19 +15,69 @@ const IMAGE: &str = "localhost/busybox:latest";
 
 /// What the emulated host has not needed so far.
 fn load(modules: &[&str]) {
-    let status = Command::new("modprobe").arg("--all").args(modules).status();
-    assert!(status.expect("run modprobe").success(), "load {modules:?}");
+    told(Command::new("modprobe").arg("--all").args(modules));
 }
 
 /// An empty file system for the blockfile snapshotter to begin with.
 fn scratch(path: &Path) {
-    let made = Command::new("mkfs.ext4")
-        .args(["-q", "-m0"])
-        .arg(path)
-        .arg("48M")
-        .output();
-    let made = made.expect("run mkfs.ext4");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    told(Command::new("mkfs.ext4").args(["-q", "-m0"]).arg(path).arg("48M"));
+}
+
+/// Space that the devmapper snapshotter cuts its devices from.
+struct ThinPool {
+    name: String,
+}
+
+impl ThinPool {
+    /// A pool in sparse files of the directory.
+    fn new(directory: &Path) -> Self {
+        let name = format!("husk-test-{}", std::process::id());
+        let [metadata, data] = [("metadata", 4 << 20), ("data", 512_u64 << 20)].map(|(name, size)| {
+            let path = directory.join(name);
+            let file = fs::File::create(&path).expect("create a file for a pool");
+            file.set_len(size).expect("make the file large");
+            told(Command::new("losetup").args(["--find", "--show"]).arg(path))
+        });
+        // In sectors: of the data, of a block of it, of what is left when a warning is due.
+        let table = format!(
+            "0 {} thin-pool {metadata} {data} 128 1024 1 skip_block_zeroing",
+            (512 << 20) / 512
+        );
+        told(Command::new("dmsetup").args(["create", &name, "--table", &table]));
+        for device in [metadata, data] {
+            // It goes with the pool.
+            told(Command::new("losetup").args(["--detach", &device]));
+        }
+        Self { name }
+    }
+}
+
+impl Drop for ThinPool {
+    fn drop(&mut self) {
+        let devices = told(Command::new("dmsetup").arg("ls"));
+        let devices = devices.lines().filter_map(|line| line.split_whitespace().next());
+        let cut = format!("{}-", self.name);
+        for device in devices
+            .filter(|name| name.starts_with(&cut))
+            .chain([self.name.as_str()])
+        {
+            let removed = Command::new("dmsetup").args(["remove", "--retry", device]).status();
+            let removed = removed.is_ok_and(|status| status.success());
+            assert!(removed || std::thread::panicking(), "remove {device}");
+        }
+    }
+}
+
+/// What a command says that has to succeed.
+fn told(command: &mut Command) -> String {
+    let output = command.output();
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// The root directories that husk has converted.
@@ -49,12 +99,17 @@ fn newest_upper(containerd: &Containerd<'_>) -> PathBuf {
 #[test]
 fn file_systems_are_the_guests_disks() {
     let host = Host::with_own_image_cache();
-    load(&["erofs", "loop", "ext4"]);
+    load(&["erofs", "loop", "ext4", "dm-thin-pool"]);
     let ext4 = host.scratch().join("scratch.ext4");
     scratch(&ext4);
+    let pool = ThinPool::new(host.scratch());
     let more = format!(
         "[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = {ext4:?}\nfs_type = \"ext4\"\n\
-         mount_options = []\nrecreate_scratch = true\n"
+         mount_options = []\nrecreate_scratch = true\n\
+         [plugins.\"io.containerd.snapshotter.v1.devmapper\"]\npool_name = {:?}\nroot_path = {:?}\n\
+         base_image_size = \"48MB\"\n",
+        pool.name,
+        host.scratch().join("devmapper")
     );
     let containerd = Containerd::start_with(&host, Release::Built, &more);
     containerd.import();
@@ -74,8 +129,8 @@ fn file_systems_are_the_guests_disks() {
     };
     let script = "cat /upper; test ! -e /mine && echo mine > /mine && rm /upper && stat -c '%a %u %g' /tmp /opt/private;\
                   grep -c vda /proc/partitions";
-    // Two layers are two parts of a disk; the other snapshotter has both on one file system.
-    for (snapshotter, devices) in [("erofs", 3), ("blockfile", 1)] {
+    // Two layers are two parts of a disk; the other snapshotters have both on one file system.
+    for (snapshotter, devices) in [("erofs", 3), ("blockfile", 1), ("devmapper", 1)] {
         for id in ["one", "two"] {
             let told = run(&["run", "--rm"], snapshotter, id, script);
             told.exits(0).prints(&format!("upper\n1777 0 0\n600 0 0\n{devices}\n"));

@@ -81,7 +81,6 @@ impl<'h> Containerd<'h> {
             "io.containerd.snapshotter.v1.btrfs",
             "io.containerd.snapshotter.v1.zfs",
             "io.containerd.snapshotter.v1.aufs",
-            "io.containerd.snapshotter.v1.devmapper",
             "io.containerd.internal.v1.opt",
         ];
         disabled.extend(without);

@@ -202,10 +202,12 @@ fn start_frame(options: &Options, kernel: &Kernel, writable: &[(String, PathBuf)
         .environment
         .iter()
         .map(|(name, value)| (OsString::from(name), value.clone()));
-    for (name, value) in std::env::vars_os()
-        .chain(added)
-        .chain([("HUSK_EMULATED_HOST".into(), "1".into())])
-    {
+    // There is no udevd to make devices' nodes: libdevmapper does it.
+    let own = [
+        ("HUSK_EMULATED_HOST".into(), "1".into()),
+        ("DM_DISABLE_UDEV".into(), "1".into()),
+    ];
+    for (name, value) in std::env::vars_os().chain(added).chain(own) {
         environment.push([name.into_vec(), value.into_vec()].join(&b'='));
     }
     let shell = std::env::var_os("SHELL").filter(|shell| Path::new(shell).exists());
