@@ -140,13 +140,13 @@ impl Process {
         streams.relay.as_ref().is_none_or(|relay| relay.finish_within(left))
     }
 
-    /// Waits for its last output, for a short time.
+    /// Waits for its last output, for a short time, and until a logging program has it, for a longer one.
     pub(crate) fn finish(&self) {
-        let mut streams = lock(&self.streams);
-        let is_whole = streams
-            .relay
-            .take()
-            .is_none_or(|relay| relay.finish_within(LAST_OUTPUT));
+        let (relay, logger) = {
+            let mut streams = lock(&self.streams);
+            (streams.relay.take(), streams.logger.take())
+        };
+        let is_whole = relay.is_none_or(|relay| relay.finish_within(LAST_OUTPUT));
         if !is_whole {
             tracing::info!(
                 container = self.id.container,
@@ -154,9 +154,7 @@ impl Process {
                 "output is left that nobody takes"
             );
         }
-        if let Some(logger) = streams.logger.take() {
-            logger.finish();
-        }
+        drop(logger);
     }
 }
 

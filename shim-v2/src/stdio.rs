@@ -7,7 +7,6 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio as Standard};
-use std::thread;
 use std::time::Duration;
 
 use husk_sandbox::guest::Wanted;
@@ -40,7 +39,7 @@ pub(crate) struct Whose<'w> {
     pub(crate) container: &'w str,
 }
 
-/// A program that takes a process's output.
+/// A program that takes a process's output. To drop it is to wait until it has ended.
 #[derive(Debug)]
 pub(crate) struct Logger(Child);
 
@@ -209,15 +208,10 @@ impl Logger {
         }
         Ok((logger, [our_stdout.into(), our_stderr.into()]))
     }
-
-    /// There is no more output: the program ends by itself, or is ended after a while.
-    pub(crate) fn finish(self) {
-        // Without a thread nobody takes its exit status before this process ends.
-        let _ = thread::Builder::new().name("logger".into()).spawn(move || drop(self));
-    }
 }
 
 impl Drop for Logger {
+    /// There is no more output: the program ends by itself, or is ended after a while.
     fn drop(&mut self) {
         // It is nobody's but this process's child, so that the number is its own until it is waited for.
         let process = open_process(self.0.id());

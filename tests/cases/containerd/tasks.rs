@@ -1,6 +1,8 @@
 //! What a runtime's shim does while nothing goes wrong.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use husk_tests::{Bundle, Event, Process, Release, busybox};
 use serde_json::json;
@@ -12,12 +14,15 @@ cases! {
     streams,
     input,
     output_is_complete,
+    logs,
+    readers,
     terminals,
     execs,
     users,
     signals,
     pause,
     figures,
+    out_of_memory,
     detached_and_attached,
     events,
     deletion_of_a_running_task,
@@ -79,6 +84,73 @@ fn output_is_complete(peer: &mut Peer<'_>) {
     let script = "head -c 1048576 /dev/zero | tr '\\0' x; head -c 65537 /dev/zero | tr '\\0' y >&2";
     let told = peer.once("much", &["sh", "-c", script]);
     told.exits(0).prints(&"x".repeat(1 << 20)).complains(&"y".repeat(65537));
+}
+
+/// Output that goes to a file or to another program.
+fn logs(peer: &mut Peer<'_>) {
+    let host = peer.containerd.host();
+    let place = |name: &str| host.scratch().join(format!("{name}.{}", peer.runtime));
+    let lines = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let logger = place("logger");
+    // It says that it is ready by closing its third pipe. runc's shim ends it without waiting for what is left to read.
+    let script = "#!/bin/sh\ntrap '' TERM\necho \"$CONTAINER_NAMESPACE $CONTAINER_ID $*\" > $2\nexec 5>&-\n\
+                  cat <&3 >> $2\ncat <&4 >> $2\n";
+    fs::write(&logger, script).unwrap();
+    fs::set_permissions(&logger, Permissions::from_mode(0o755)).unwrap();
+    let (file, taken, taken_of_exec) = (place("file"), place("taken"), place("exec"));
+    let program = |taken: &Path| format!("binary://{}?to={}", logger.display(), taken.display());
+    let script = "echo out; echo err >&2; exit 3";
+    let mut events = peer.containerd.events();
+    for (id, log) in [
+        ("file", format!("file://{}", file.display())),
+        ("program", program(&taken)),
+    ] {
+        let words = peer.words(&["--detach", "--log-uri", &log], id, &["sh", "-c", script]);
+        peer.containerd.run(words).exits(0).prints("");
+        assert_eq!(events.until_end(id), 3);
+        peer.task(&["delete", id]).exits(0).mentions(&["exit code 3"]);
+        peer.containerd.run(["containers", "delete", id]).exits(0);
+    }
+    assert_eq!(lines(&file), ["err", "out"]);
+    let told = format!("default program to {}", taken.display());
+    assert_eq!(lines(&taken), [&*told, "err", "out"]);
+    peer.detached("box", WAITS);
+    let log = program(&taken_of_exec);
+    let exec = ["tasks", "exec", "--exec-id", "e", "--log-uri", &log, "box"];
+    peer.containerd
+        .run([&exec[..], &["sh", "-c", script]].concat())
+        .exits(3)
+        .prints("");
+    assert_eq!(lines(&taken_of_exec)[1..], ["err", "out"]);
+    peer.remove("box");
+}
+
+/// Readers that do not read, or that vanish, hold the process up and nobody else.
+fn readers(peer: &mut Peer<'_>) {
+    let script = "x=$(head -c 1000 /dev/zero | tr '\\0' x); while :; do echo $x; echo $x >> /written; done";
+    peer.detached("box", script);
+    let is_held_up = || {
+        let size = "s=$(stat -c %s /written)";
+        let script = format!("until {size}; l=$s; sleep 1; {size}; [ $l = $s ]; do :; done");
+        peer.exec("box", "size", &["sh", "-c", &script]).exits(0);
+    };
+    is_held_up();
+    let (husk, words) = peer.containerd.ctr(["tasks", "attach", "box"]);
+    let mut attached = husk.start_command(words);
+    attached.await_output("xxx");
+    attached.process().kill();
+    drop(attached);
+    is_held_up();
+    let mut events = peer.containerd.events();
+    peer.task(&["kill", "--signal", "SIGKILL", "box"]).exits(0);
+    assert_eq!(events.until_end("box"), 137);
+    peer.task(&["delete", "box"]).exits(0).mentions(&["exit code 137"]);
+    peer.containerd.run(["containers", "delete", "box"]).exits(0);
 }
 
 fn terminals(peer: &mut Peer<'_>) {
@@ -199,6 +271,18 @@ fn figures(peer: &mut Peer<'_>) {
     assert!(!pids.is_empty(), "{told}");
     // Of husk's all others are the guest's.
     assert!(pids.contains(&peer.pid("box")), "the task's process in {told}");
+    peer.remove("box");
+}
+
+fn out_of_memory(peer: &mut Peer<'_>) {
+    let mut events = peer.containerd.events();
+    let limit = (32 << 20).to_string();
+    // The shell survives what it has started.
+    let script = "tail /dev/zero; exec sleep 1000";
+    let words = peer.words(&["--detach", "--memory-limit", &limit], "box", &["sh", "-c", script]);
+    peer.containerd.run(words).exits(0);
+    let seen = events.until("box", |event| event.topic == "oom");
+    assert!(!seen.iter().any(Event::is_end), "{seen:?}");
     peer.remove("box");
 }
 
