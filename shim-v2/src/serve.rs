@@ -52,8 +52,16 @@ pub(crate) fn live(listener: UnixListener, charge: Charge) -> ! {
     std::process::exit(code)
 }
 
+/// Where the standard library looks for the size of threads' stacks (<https://doc.rust-lang.org/std/thread/>, "Stack size").
+pub(crate) const STACK_VARIABLE: &str = "RUST_MIN_STACK";
+/// The stack of a thread, in bytes: less than a huge page, which the kernel would give to a thread that uses a few KiB of it.
+const STACK: &str = "1048576";
+
 /// Lets go of what `start` has: its session and its streams, whose end containerd waits for.
+#[allow(unsafe_code)]
 fn settle() -> Result<()> {
+    // SAFETY: there is one thread, so that nobody reads the environment meanwhile.
+    unsafe { std::env::set_var(STACK_VARIABLE, STACK) };
     setsid().context("a session cannot be made")?;
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).context("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;

@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::delete::has_ended;
 use crate::error::ShimError;
+use crate::serve::STACK_VARIABLE;
 
 /// How long a logging program may take to say that it is ready.
 const READY: Duration = Duration::from_secs(10);
@@ -191,6 +192,7 @@ impl Logger {
         let mut command = Command::new(path);
         command
             .args(args)
+            .env_remove(STACK_VARIABLE)
             .env("CONTAINER_ID", whose.container)
             .env("CONTAINER_NAMESPACE", whose.namespace)
             .process_group(0)
