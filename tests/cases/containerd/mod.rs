@@ -203,7 +203,9 @@ fn runcs_shim_runs_containers() {
     containerd.run(["tasks", "pause", "box"]).exits(0);
     containerd.run(["tasks", "list"]).exits(0).says("PAUSED");
     containerd.run(["tasks", "resume", "box"]).exits(0);
+    let mut events = containerd.events();
     containerd.run(["tasks", "kill", "--signal", "TERM", "box"]).exits(0);
+    assert_eq!(events.until_end("box"), 9);
     containerd
         .run(["tasks", "delete", "box"])
         .exits(0)

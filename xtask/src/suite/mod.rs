@@ -24,8 +24,7 @@ Run another project's test suite for container runtimes, with runc and with husk
 differ. Fails when a test passes with runc alone, and tests/suites/SUITE.differences does not say why; or when it says so
 of one that passes.
 
-Without hardware virtualization it runs in the emulated host, where client takes about 12 minutes and cri more than half
-an hour.
+Without hardware virtualization it runs in the emulated host, where client takes about 12 minutes and cri half an hour.
 
 Usage: cargo xtask suite SUITE [FILTER]...
 
