@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{MsgFlags, send};
 
 use crate::guest::Streams;
 
@@ -75,9 +76,12 @@ impl Ends {
 }
 
 impl Sink {
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes everything, unless it is given up meanwhile.
+    fn write_all(&mut self, bytes: &[u8], given_up: &EventFd) -> io::Result<()> {
         match self {
-            Self::Descriptor(to) => Ok(write_all(to.as_fd(), bytes)?),
+            Self::Descriptor(to) => Ok(write_unless(to.as_fd(), bytes, given_up, |to, bytes| {
+                nix::unistd::write(to, bytes)
+            })?),
             Self::Writer(writer) => writer.write_all(bytes),
         }
     }
@@ -89,6 +93,8 @@ pub struct Relay {
     outputs: Arc<Outputs>,
     exited: Arc<EventFd>,
     no_more_input: Arc<EventFd>,
+    /// Raised when nobody waits for the output any more.
+    given_up: Arc<EventFd>,
 }
 
 /// How many outputs are still copied.
@@ -119,6 +125,7 @@ impl Relay {
             outputs: Arc::default(),
             exited: event()?,
             no_more_input: event()?,
+            given_up: event()?,
         };
         let Streams { stdin, stdout, stderr } = streams;
         if terminal {
@@ -143,11 +150,11 @@ impl Relay {
     }
 
     fn output(&self, from: UnixStream, mut to: Sink) -> io::Result<()> {
-        let exited = Arc::clone(&self.exited);
+        let (exited, given_up) = (Arc::clone(&self.exited), Arc::clone(&self.given_up));
         *self.lock_open() += 1;
         let output = Output(Arc::clone(&self.outputs));
         let copy = move || {
-            copy_output(from, &mut to, &exited);
+            copy_output(from, &mut to, &exited, &given_up);
             // Our end is closed before the output counts as ended.
             drop(to);
             drop(output);
@@ -197,6 +204,13 @@ impl Relay {
     }
 }
 
+impl Drop for Relay {
+    /// Output that is not taken by now stays where it is, and nobody waits for its readers.
+    fn drop(&mut self) {
+        let _ = self.given_up.write(1);
+    }
+}
+
 /// Copies until the stream ends, nothing more is to come, or the process has exited.
 fn copy_input(mut from: File, to: &UnixStream, over: &EventFd, exited: &EventFd) {
     let mut chunk = vec![0; CHUNK];
@@ -204,7 +218,9 @@ fn copy_input(mut from: File, to: &UnixStream, over: &EventFd, exited: &EventFd)
         match from.read(&mut chunk) {
             Ok(0) => break,
             Ok(count) => {
-                if write_all(to.as_fd(), &chunk[..count]).is_err() {
+                // A guest that takes nothing holds this thread no longer than it has the process.
+                let send = |to: BorrowedFd<'_>, bytes: &[u8]| send(to.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT);
+                if write_unless(to.as_fd(), &chunk[..count], exited, send).is_err() {
                     // The process reads no more.
                     return;
                 }
@@ -245,7 +261,7 @@ fn wait_for_input(from: &File, over: &EventFd, exited: &EventFd) -> nix::Result<
 
 /// Copies until the stream ends, or after its process's exit is silent or goes on for too long. When our own end cannot
 /// be written to, the stream is closed, so that the process learns of it as it would of a closed pipe.
-fn copy_output(mut from: UnixStream, to: &mut Sink, exited: &EventFd) {
+fn copy_output(mut from: UnixStream, to: &mut Sink, exited: &EventFd, given_up: &EventFd) {
     let mut chunk = vec![0; CHUNK];
     let mut rest: Option<Rest> = None;
     loop {
@@ -266,7 +282,7 @@ fn copy_output(mut from: UnixStream, to: &mut Sink, exited: &EventFd) {
             Err(_) => return,
         };
         let over = rest.as_mut().is_some_and(|rest| rest.is_over(waited, count));
-        if over || to.write_all(&chunk[..count]).is_err() {
+        if over || to.write_all(&chunk[..count], given_up).is_err() {
             // The guest hears of it; that it may have gone itself does not matter.
             let _ = from.shutdown(Shutdown::Both);
             return;
@@ -333,6 +349,34 @@ pub fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> nix::Result<()> {
     Ok(())
 }
 
+/// Writes everything by calls that may say that they would block; an error if the event comes first.
+fn write_unless(
+    to: BorrowedFd<'_>,
+    mut bytes: &[u8],
+    event: &EventFd,
+    write: impl Fn(BorrowedFd<'_>, &[u8]) -> nix::Result<usize>,
+) -> nix::Result<()> {
+    while !bytes.is_empty() {
+        match write(to, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::EAGAIN) => {
+                let mut watched = [
+                    PollFd::new(to, PollFlags::POLLOUT),
+                    PollFd::new(event.as_fd(), PollFlags::POLLIN),
+                ];
+                match poll(&mut watched, PollTimeout::NONE) {
+                    Ok(_) if watched[1].any().unwrap_or(true) => return Err(Errno::ECANCELED),
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
 fn wait(descriptor: BorrowedFd<'_>, events: PollFlags) -> nix::Result<()> {
     match poll(&mut [PollFd::new(descriptor, events)], PollTimeout::NONE) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
@@ -348,8 +392,8 @@ mod tests {
         let (guest, from) = UnixStream::pair().unwrap();
         let (to, reader) = UnixStream::pair().unwrap();
         let exited = Arc::new(EventFd::new().unwrap());
-        let event = Arc::clone(&exited);
-        let thread = thread::spawn(move || copy_output(from, &mut Sink::Descriptor(to.into()), &event));
+        let (event, never) = (Arc::clone(&exited), EventFd::new().unwrap());
+        let thread = thread::spawn(move || copy_output(from, &mut Sink::Descriptor(to.into()), &event, &never));
         (guest, reader, exited, thread)
     }
 
@@ -390,6 +434,35 @@ mod tests {
         let mut rest = Rest::default();
         let turns = (0..100).take_while(|_| !rest.is_over(SILENCE / 2, 1)).count();
         assert_eq!(turns, 30);
+    }
+
+    #[test]
+    fn a_relay_that_goes_waits_for_no_reader() {
+        let pair = || UnixStream::pair().unwrap();
+        let ((mut guest_writes, stdout), (guest, stdin)) = (pair(), pair());
+        let ((to, _reader), (from, mut writes)) = (pair(), pair());
+        to.set_nonblocking(true).unwrap();
+        let streams = Streams {
+            stdin: Some(stdin),
+            stdout: Some(stdout),
+            stderr: None,
+        };
+        let ends = Ends {
+            stdin: Some(from.into()),
+            stdout: Some(Sink::Descriptor(to.into())),
+            stderr: None,
+        };
+        let relay = Relay::start(streams, false, ends).unwrap();
+        let much = || vec![7; 16 << 20];
+        let output = thread::spawn(move || guest_writes.write_all(&much()).unwrap_err());
+        let input = thread::spawn(move || writes.write_all(&much()).unwrap_err());
+        assert!(!relay.finish_within(Duration::from_millis(100)));
+        assert!(!output.is_finished(), "the output's reader is waited for");
+        drop(relay);
+        for ended in [output, input] {
+            assert_eq!(ended.join().unwrap().kind(), io::ErrorKind::BrokenPipe);
+        }
+        drop(guest);
     }
 
     #[test]

@@ -320,7 +320,13 @@ impl Sandbox {
         });
         let serial = lock(&self.free_disks).pop_front().ok_or(SandboxError::NoFreeDisk)?;
         let attached = self.link()?.attach(&serial, &image.parts);
-        attached.map_err(|error| self.explain(error.into()))?;
+        if let Err(error) = attached {
+            if matches!(error, LinkError::Request(_)) {
+                // It is as empty as before.
+                lock(&self.free_disks).push_front(serial);
+            }
+            return Err(self.explain(error.into()));
+        }
         self.timeline.reach("disk attached");
         Ok(RootDisk {
             serial,

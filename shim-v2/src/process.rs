@@ -1,5 +1,6 @@
 //! A process of a container, as containerd sees it: its stage and its streams.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -60,6 +61,8 @@ pub(crate) struct Process {
     /// Told when the stage is [`Stage::Exited`].
     exited: Condvar,
     streams: Mutex<Streams>,
+    /// Whether it has to end.
+    pub(crate) is_killed: AtomicBool,
 }
 
 /// What copies the streams.
@@ -79,6 +82,7 @@ impl Process {
             stage: Mutex::new(stage),
             exited: Condvar::new(),
             streams: Mutex::default(),
+            is_killed: AtomicBool::new(false),
         }
     }
 

@@ -99,6 +99,10 @@ impl RootFs {
 
 impl Source {
     fn of(mounts: &[Mount]) -> Result<Self, ShimError> {
+        if let Some(mount) = mounts.iter().find(|mount| !mount.target.is_empty()) {
+            let what = format!("{} {} below the root, at {}", mount.type_, mount.source, mount.target);
+            return Err(ShimError::Snapshot(what));
+        }
         if let Some(stack) = snapshots::stack(mounts)? {
             return Ok(Self::Stack(Arc::new(stack)));
         }

@@ -1,12 +1,19 @@
 //! What a container uses, in containerd's form for cgroup v2, which the guest has whatever its host has.
 
+use std::collections::BTreeMap;
+
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PSIData, PSIStats, PidsStat,
 };
-use husk_sandbox::agent::{Pressure, PressureLine, StatsResponse};
+use husk_sandbox::agent::{HugepageStats, IoStats, Pressure, PressureLine, StatsResponse};
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 
+/// The most disks and sizes of huge pages that are told of: containerd keeps series of figures for each, for as long as the
+/// guest likes.
+const MOST: usize = 64;
+/// The longest name of a size of huge pages, such as `1GB`.
+const LONGEST_SIZE: usize = 16;
 /// containerd's name of the form.
 const TYPE: &str = "io.containerd.cgroups.v2.Metrics";
 
@@ -44,12 +51,17 @@ fn metrics(stats: &StatsResponse) -> Metrics {
         .into(),
         memory: Some(memory(stats)).into(),
         io: Some(IOStat {
-            usage: stats.io.iter().map(device).collect(),
+            usage: once(&stats.io, |stats| (stats.major, stats.minor))
+                .map(device)
+                .collect(),
             psi: pressure(&stats.io_pressure),
             ..Default::default()
         })
         .into(),
-        hugetlb: stats.hugepages.iter().map(hugepages).collect(),
+        hugetlb: once(&stats.hugepages, |stats| stats.size.clone())
+            .filter(|stats| stats.size.len() <= LONGEST_SIZE)
+            .map(hugepages)
+            .collect(),
         memory_events: Some(MemoryEvents {
             low: event("low"),
             high: event("high"),
@@ -62,6 +74,12 @@ fn metrics(stats: &StatsResponse) -> Metrics {
         .into(),
         ..Default::default()
     }
+}
+
+/// Not too many of a guest's list, and none twice: two series of figures with one name break those of all containers.
+fn once<T, N: Ord>(list: &[T], name: impl Fn(&T) -> N) -> impl Iterator<Item = &T> {
+    let named = list.iter().take(MOST).map(|entry| (name(entry), entry));
+    named.collect::<BTreeMap<_, _>>().into_values()
 }
 
 /// A limit, and the greatest number where there is none, as containerd reads it off a cgroup.
@@ -91,8 +109,8 @@ fn memory(stats: &StatsResponse) -> MemoryStat {
         slab_unreclaimable: of("slab_unreclaimable"),
         pgfault: of("pgfault"),
         pgmajfault: of("pgmajfault"),
-        workingset_refault: of("workingset_refault_anon") + of("workingset_refault_file"),
-        workingset_activate: of("workingset_activate_anon") + of("workingset_activate_file"),
+        workingset_refault: of("workingset_refault_anon").saturating_add(of("workingset_refault_file")),
+        workingset_activate: of("workingset_activate_anon").saturating_add(of("workingset_activate_file")),
         workingset_nodereclaim: of("workingset_nodereclaim"),
         pgrefill: of("pgrefill"),
         pgscan: of("pgscan"),
@@ -114,7 +132,7 @@ fn memory(stats: &StatsResponse) -> MemoryStat {
     }
 }
 
-fn device(stats: &husk_sandbox::agent::IoStats) -> IOEntry {
+fn device(stats: &IoStats) -> IOEntry {
     IOEntry {
         major: stats.major.into(),
         minor: stats.minor.into(),
@@ -126,7 +144,7 @@ fn device(stats: &husk_sandbox::agent::IoStats) -> IOEntry {
     }
 }
 
-fn hugepages(stats: &husk_sandbox::agent::HugepageStats) -> HugeTlbStat {
+fn hugepages(stats: &HugepageStats) -> HugeTlbStat {
     HugeTlbStat {
         current: stats.current,
         max: stats.max,
@@ -136,12 +154,16 @@ fn hugepages(stats: &husk_sandbox::agent::HugepageStats) -> HugeTlbStat {
     }
 }
 
+fn finite(figure: f64) -> f64 {
+    if figure.is_finite() { figure } else { 0.0 }
+}
+
 fn pressure(pressure: &MessageField<Pressure>) -> MessageField<PSIStats> {
     let line = |line: &MessageField<PressureLine>| {
         let data = line.as_ref().map(|line| PSIData {
-            avg10: line.avg10,
-            avg60: line.avg60,
-            avg300: line.avg300,
+            avg10: finite(line.avg10),
+            avg60: finite(line.avg60),
+            avg300: finite(line.avg300),
             total: line.total_us,
             ..Default::default()
         });
@@ -158,6 +180,37 @@ fn pressure(pressure: &MessageField<Pressure>) -> MessageField<PSIStats> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guests_lists_are_short_and_name_nothing_twice() {
+        let disk = |minor| IoStats {
+            major: 254,
+            minor,
+            ..Default::default()
+        };
+        let size = |size: &str| HugepageStats {
+            size: size.into(),
+            ..Default::default()
+        };
+        let hostile = StatsResponse {
+            io: (0..100_000).map(|number| disk(number / 2)).collect(),
+            hugepages: vec![size("2MB"), size("2MB"), size(&"x".repeat(1000))],
+            cpu_pressure: Some(Pressure {
+                some: Some(PressureLine {
+                    avg10: f64::NAN,
+                    ..Default::default()
+                })
+                .into(),
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        };
+        let metrics = metrics(&hostile);
+        let minors: Vec<_> = metrics.io.usage.iter().map(|entry| entry.minor).collect();
+        assert_eq!(minors, (0..32).collect::<Vec<_>>());
+        assert_eq!((metrics.hugetlb.len(), metrics.cpu.psi.some.avg10), (1, 0.0));
+    }
 
     #[test]
     fn figures_arrive_in_their_places() {

@@ -62,8 +62,8 @@ impl Stdio {
         }
     }
 
-    /// Opens our ends.
-    pub(crate) fn open(&self, whose: Whose<'_>) -> Result<(Ends, Option<Logger>), ShimError> {
+    /// Opens our ends. The program behind them comes first, so that it is the last to be dropped: it ends with them.
+    pub(crate) fn open(&self, whose: Whose<'_>) -> Result<(Option<Logger>, Ends), ShimError> {
         let mut ends = Ends::default();
         if !self.stdin.is_empty() {
             ends.stdin = Some(fifo(Path::new(&self.stdin))?);
@@ -83,7 +83,7 @@ impl Stdio {
                     Some(logger)
                 }
             };
-            return Ok((ends, logger));
+            return Ok((logger, ends));
         }
         if !self.stdout.is_empty() {
             ends.stdout = Some(Sink::Descriptor(fifo(Path::new(&self.stdout))?));
@@ -91,7 +91,7 @@ impl Stdio {
         if !self.stderr.is_empty() && !self.terminal {
             ends.stderr = Some(Sink::Descriptor(fifo(Path::new(&self.stderr))?));
         }
-        Ok((ends, None))
+        Ok((None, ends))
     }
 }
 
@@ -203,6 +203,8 @@ impl Logger {
         unsafe { command.pre_exec(move || place(given)) };
         let child = command.spawn().map_err(failed)?;
         let logger = Self(child);
+        // Dropped before the program, which would wait for their end.
+        let (our_stdout, our_stderr) = (our_stdout, our_stderr);
         drop((stdout, stderr, ready));
         wait_until_ready(&our_ready).map_err(failed)?;
         for pipe in [&our_stdout, &our_stderr] {
@@ -294,7 +296,7 @@ mod tests {
             stdout: path.to_str().unwrap().into(),
             ..Stdio::default()
         };
-        let (ends, logger) = stdio.open(WHOSE).unwrap();
+        let (logger, ends) = stdio.open(WHOSE).unwrap();
         assert!(ends.stdin.is_none() && ends.stderr.is_none() && logger.is_none());
         let Some(Sink::Descriptor(stdout)) = ends.stdout else {
             panic!()
@@ -304,7 +306,7 @@ mod tests {
             stdout: format!("file://{}", path.display()),
             ..Stdio::default()
         };
-        assert!(log.open(WHOSE).is_ok_and(|(ends, _)| ends.stdout.is_some()));
+        assert!(log.open(WHOSE).is_ok_and(|(_, ends)| ends.stdout.is_some()));
         let none = Stdio {
             stdin: directory.path().join("none").to_str().unwrap().into(),
             ..Stdio::default()
@@ -321,7 +323,7 @@ mod tests {
             ..Stdio::default()
         };
         assert!(stdio.wanted().stderr);
-        let (ends, _) = stdio.open(WHOSE).unwrap();
+        let (_, ends) = stdio.open(WHOSE).unwrap();
         for sink in [ends.stdout, ends.stderr] {
             let Some(Sink::Descriptor(fd)) = sink else { panic!() };
             File::from(fd).write_all(b"x\n").unwrap();
@@ -344,7 +346,7 @@ mod tests {
             stdout: format!("binary://{}?a=b", script.display()),
             ..Stdio::default()
         };
-        let (ends, logger) = stdio.open(WHOSE).unwrap();
+        let (logger, ends) = stdio.open(WHOSE).unwrap();
         for (sink, text) in [(ends.stdout, "one\n"), (ends.stderr, "two\n")] {
             let Some(Sink::Descriptor(fd)) = sink else { panic!() };
             File::from(fd).write_all(text.as_bytes()).unwrap();

@@ -33,6 +33,9 @@ const DOCKER: &str = "moby";
 
 /// How long the end of a machine may take to be told.
 const END: Duration = Duration::from_secs(10);
+/// The most processes that are told of: as many as a kernel numbers without being asked for more, twice.
+const MOST_PIDS: usize = 1 << 16;
+const SIGKILL: u32 = libc::SIGKILL.cast_unsigned();
 
 /// containerd's calls to the pod.
 struct Service(Arc<Pod>);
@@ -134,7 +137,7 @@ impl Task for Service {
                     let first = first.map(|process| process.pid);
                     // The first one has the number by which containerd knows the task; callers look for that one.
                     let known = |pid| if Some(pid) == first { self.0.pid() } else { pid };
-                    state.pids.into_iter().map(known).collect()
+                    state.pids.into_iter().take(MOST_PIDS).map(known).collect()
                 }
                 // The machine ends, with a container whose end is not told yet.
                 Err(error) if error.is_lost() => vec![self.0.pid()],
@@ -185,7 +188,12 @@ impl Task for Service {
             _ => {}
         }
         match self.0.guest()?.kill(&process.id, request.signal, request.all) {
-            Ok(()) => Ok(Empty::new()),
+            Ok(()) => {
+                if request.signal == SIGKILL && request.exec_id.is_empty() {
+                    self.0.insist_on_end(process);
+                }
+                Ok(Empty::new())
+            }
             // The machine ends, and the process has or does so with it.
             Err(error) if error.is_lost() && process.wait_for(END).is_some() => Err(ShimError::Finished.into()),
             Err(error) => Err(ShimError::from(error).into()),

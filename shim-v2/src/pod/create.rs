@@ -96,15 +96,16 @@ impl Pod {
             .or_else(|| std::env::var_os("HUSK_IMAGE_CACHE").map(Into::into));
         let cache = Cache::open(&cache.unwrap_or_else(artefacts::default_image_cache), DEFAULT_LIMIT)?;
         let root = bundle.root.clone();
-        let disk = match is_pause {
-            true => self.ready(&sandbox).map(|()| RootDisk::default())?,
-            false => self.disk(&sandbox, rootfs.image(cache, &root))?,
-        };
         let whose = Whose {
             namespace: &self.namespace,
             container: &creation.id,
         };
-        let (ends, logger) = creation.stdio.open(whose)?;
+        // Before there is a disk that somebody would have to take out again.
+        let (logger, ends) = creation.stdio.open(whose)?;
+        let disk = match is_pause {
+            true => self.ready(&sandbox).map(|()| RootDisk::default())?,
+            false => self.disk(&sandbox, rootfs.image(cache, &root))?,
+        };
         let streams = sandbox.create(&creation.id, bundle, disk, creation.stdio.wanted())?;
         let relay = Relay::start(streams, creation.stdio.terminal, ends).map_err(ShimError::Streams)?;
         let id = ProcessId {

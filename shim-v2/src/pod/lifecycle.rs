@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::events::task as events;
@@ -20,6 +21,8 @@ use crate::stdio::{Stdio, Whose};
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the end of a container waits for its last output to be taken.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a guest may take to end what is killed.
+const OBEDIENCE: Duration = Duration::from_secs(60);
 /// How long it waits for its machine's end.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -76,7 +79,7 @@ impl Pod {
             namespace: &self.namespace,
             container: &container.id,
         };
-        let (ends, logger) = process.stdio.open(whose)?;
+        let (logger, ends) = process.stdio.open(whose)?;
         let stdio = definition.stdio.mut_or_insert_default();
         let streams = guest.streams(stdio, process.stdio.wanted())?;
         let request = ExecRequest {
@@ -199,6 +202,26 @@ impl Pod {
         }
     }
 
+    /// A container's first process has been killed: a guest that does not let it end loses its machine.
+    pub(crate) fn insist_on_end(self: &Arc<Self>, process: Arc<Process>) {
+        if process.is_killed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let pod = Arc::clone(self);
+        let insist = move || {
+            if process.wait_for(OBEDIENCE).is_some() {
+                return;
+            }
+            let container = &process.id.container;
+            tracing::warn!(container, "the guest does not end what is killed: its machine is ended");
+            if let Ok(sandbox) = pod.sandbox() {
+                sandbox.hang_up();
+            }
+        };
+        // Without a thread it is still killed, by a guest that obeys.
+        let _ = thread::Builder::new().name("insist".into()).spawn(insist);
+    }
+
     /// The machine has ended, and everything in it.
     pub(crate) fn machine_ended(&self) {
         for container in self.containers() {
@@ -286,7 +309,7 @@ impl Pod {
     }
 
     /// How a first process has ended, which one that was never started does now.
-    fn end(&self, process: &Process) -> Result<Exit, ShimError> {
+    fn end(self: &Arc<Self>, process: &Arc<Process>) -> Result<Exit, ShimError> {
         match &*process.stage() {
             Stage::Exited(exit) => return Ok(*exit),
             Stage::Created => {}
@@ -298,6 +321,10 @@ impl Pod {
             tracing::debug!(%error, "the container is not killed");
             return Ok(Exit::killed());
         }
-        process.wait_for(KILL_PATIENCE).ok_or(ShimError::DeleteRunning)
+        if let Some(exit) = process.wait_for(KILL_PATIENCE) {
+            return Ok(exit);
+        }
+        self.insist_on_end(Arc::clone(process));
+        Err(ShimError::DeleteRunning)
     }
 }
