@@ -1,5 +1,8 @@
 //! Pods through containerd's CRI, as Kubernetes makes them.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +30,34 @@ fn await_answer(cri: &Cri<'_>, method: &str, request: &Value, is_it: impl Fn(&Va
     }
 }
 
+/// What a kubelet mounts into a container that asks for nothing (a token, a file for its last words), and of a ConfigMap;
+/// gives the mounts.
+fn kubelets_files(directory: &Path) -> Value {
+    let pod = directory.join("kubelet/pods/uid");
+    let volume = |kind: &str, name: &str, file: &str, contents: &str| {
+        let volume = pod.join("volumes").join(kind).join(name);
+        fs::create_dir_all(volume.join("..2026_11_27")).expect("make a volume");
+        fs::write(volume.join("..2026_11_27").join(file), contents).expect("write a volume's file");
+        symlink("..2026_11_27", volume.join("..data")).expect("link a volume's files");
+        symlink(format!("..data/{file}"), volume.join(file)).expect("link a volume's file");
+        volume
+    };
+    let token = volume("kubernetes.io~projected", "kube-api-access", "token", "token ");
+    let map = volume("kubernetes.io~configmap", "settings", "key", "key ");
+    let part = pod.join("volume-subpaths/settings/box/0");
+    let words = pod.join("containers/box/1234");
+    for (file, contents) in [(&part, "part"), (&words, "")] {
+        fs::create_dir_all(file.parent().expect("a directory")).expect("make a directory");
+        fs::write(file, contents).expect("write a file");
+    }
+    json!([
+        {"container_path": "/var/run/secrets/kubernetes.io/serviceaccount", "host_path": token, "readonly": true},
+        {"container_path": "/etc/app", "host_path": map, "readonly": true},
+        {"container_path": "/etc/part", "host_path": part, "readonly": true},
+        {"container_path": "/dev/termination-log", "host_path": words},
+    ])
+}
+
 fn a_pods_containers_share_a_machine(release: Release, sandboxer: &str) {
     let host = Host::new();
     let cri = Cri::start(&host, release, sandboxer);
@@ -52,12 +83,24 @@ fn a_pods_containers_share_a_machine(release: Release, sandboxer: &str) {
     let machines = host.new_processes();
     let machines = machines.iter().filter(|process| process.name == "husk-vmm").count();
     assert_eq!(machines, 1, "one machine for all");
+    let mounts = kubelets_files(host.scratch());
+    let script = "cat /var/run/secrets/kubernetes.io/serviceaccount/token /etc/app/key /etc/part; echo; \
+                  echo last > /dev/termination-log; touch /etc/app/new || echo fixed";
+    let three = cri.run_container_with(&pod, "three", script, &mounts);
+    await_answer(&cri, "ContainerStatus", &json!({"container_id": three}), |answer| {
+        answer["status"]["state"] == EXITED
+    });
+    let said = cri.log("three");
+    assert!(
+        said.contains("stdout F token key part\n") && said.contains("stdout F fixed\n"),
+        "{said}"
+    );
     let stats = cri.call("ContainerStats", &json!({"container_id": one}));
     assert!(
         stats["stats"]["memory"]["usage_bytes"]["value"].as_u64() > Some(0),
         "{stats}"
     );
-    for container in [&one, &two] {
+    for container in [&one, &two, &three] {
         cri.call("StopContainer", &json!({"container_id": container}));
         cri.call("RemoveContainer", &json!({"container_id": container}));
     }

@@ -113,6 +113,12 @@ impl<'h> Cri<'h> {
     /// Creates and starts a container of a pod; gives its id.
     #[track_caller]
     pub fn run_container(&self, pod: &str, name: &str, script: &str) -> String {
+        self.run_container_with(pod, name, script, &json!([]))
+    }
+
+    /// The same with mounts.
+    #[track_caller]
+    pub fn run_container_with(&self, pod: &str, name: &str, script: &str, mounts: &Value) -> String {
         let request = json!({
             "pod_sandbox_id": pod,
             "sandbox_config": self.pod(),
@@ -121,6 +127,7 @@ impl<'h> Cri<'h> {
                 "image": {"image": self.image},
                 "command": ["/bin/sh", "-c", script],
                 "log_path": format!("{name}.log"),
+                "mounts": mounts,
                 "linux": {"resources": {"memory_limit_in_bytes": 100 << 20}},
             },
         });

@@ -6,14 +6,18 @@
 //! - the kernel's own file systems are the guest's;
 //! - the memory that container tools make for `/dev/shm` is memory in the guest, which all containers of the sandbox
 //!   share that name the same directory;
-//! - the small files that container tools write for each container (resolv.conf and its like) are copied.
+//! - the small files that container tools write for each container (resolv.conf and its like) are copied, and what a
+//!   kubelet writes for it of what the cluster says (ConfigMaps, Secrets, tokens).
 
 use std::fs::{self, OpenOptions};
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use husk_protocol::agent::File;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::FsFlags;
 
@@ -28,7 +32,7 @@ const MAX_DEPTH: usize = 8;
 
 /// What container tools put there is written once, before the container starts: names and addresses, podman's mark, and
 /// the first process that docker's and podman's `--init` brings.
-const COPIED: [&str; 7] = [
+const COPIED: [&str; 8] = [
     "/etc/resolv.conf",
     "/etc/hosts",
     "/etc/hostname",
@@ -36,6 +40,15 @@ const COPIED: [&str; 7] = [
     "/sbin/docker-init",
     "/run/podman-init",
     "/dev/init",
+    // Empty, for the container's last words.
+    "/dev/termination-log",
+];
+/// The kinds of a pod's volumes that a kubelet fills, and has mounted read-only.
+const KUBELETS: [&str; 4] = [
+    "kubernetes.io~configmap",
+    "kubernetes.io~secret",
+    "kubernetes.io~projected",
+    "kubernetes.io~downward-api",
 ];
 /// Secrets of podman and docker: files in a directory, or single ones in it.
 const SECRETS: &str = "/run/secrets";
@@ -86,21 +99,48 @@ pub(super) fn find(index: usize, source: &Path, destination: &str, root: &Path) 
     if destination == SHARED_MEMORY {
         return shared_memory(&real).ok_or_else(refused);
     }
+    let is_kubelets = is_kubelets(&real);
     let is_secret = Path::new(destination).starts_with(SECRETS);
-    if !is_secret && !COPIED.contains(&destination) {
+    if !is_kubelets && !is_secret && !COPIED.contains(&destination) {
         return Err(refused());
     }
     let mut copy = Copy::default();
-    // A link in the place of the file itself is not followed: what is read is what the configuration names.
-    copy.add(source, PathBuf::new(), is_secret)
-        .map_err(|fault| match fault {
-            Fault::Read(error) => unreadable(error),
-            Fault::Kind(fault) => BundleError::Invalid {
-                path: format!("mounts[{index}].source"),
-                fault,
-            },
-        })?;
+    let mut add = || {
+        if is_kubelets && real.is_dir() {
+            copy.top = Some(fs::File::open(&real).map_err(Fault::Read)?);
+        }
+        // A link in the place of the file itself is not followed: what is read is what the configuration names.
+        copy.add(source, PathBuf::new(), is_kubelets || is_secret)
+    };
+    add().map_err(|fault| match fault {
+        Fault::Read(error) => unreadable(error),
+        Fault::Kind(fault) => BundleError::Invalid {
+            path: format!("mounts[{index}].source"),
+            fault,
+        },
+    })?;
     Ok(Source::Copy(copy.files))
+}
+
+/// Whether a path is one of a kubelet's own files for a pod (pkg/kubelet/config/defaults.go in Kubernetes' source):
+///
+/// - `pods/POD/volumes/KIND/NAME`, of the kinds that it fills itself, and a part of one that is mounted as
+///   `pods/POD/volume-subpaths/NAME/CONTAINER/NUMBER`;
+/// - `pods/POD/containers/CONTAINER/FILE`, for the termination message, wherever in the container that is to be.
+fn is_kubelets(path: &Path) -> bool {
+    let names: Vec<_> = path.iter().filter_map(|name| name.to_str()).collect();
+    let Some(pods) = names.iter().position(|name| *name == "pods") else {
+        return false;
+    };
+    match names[pods + 1..] {
+        [_, "volumes", kind, _, ..] => KUBELETS.contains(&kind),
+        [pod, "volume-subpaths", volume, _, _] => {
+            let volumes = names[..=pods].iter().collect::<PathBuf>().join(pod).join("volumes");
+            KUBELETS.iter().any(|kind| volumes.join(kind).join(volume).is_dir())
+        }
+        [_, "containers", _, _] => true,
+        _ => false,
+    }
 }
 
 /// A directory in memory, with its size.
@@ -136,18 +176,17 @@ enum Fault {
 /// Files on their way into a message.
 #[derive(Default)]
 struct Copy {
+    /// The directory whose links are followed as far as they stay in it. A kubelet changes its volumes by a link in them
+    /// (`..data`, to a directory whose name tells the time), to which the names lead that a container is to see.
+    top: Option<fs::File>,
+    directories: usize,
     files: Vec<File>,
     bytes: u64,
 }
 
 impl Copy {
     fn add(&mut self, path: &Path, name: PathBuf, directories: bool) -> Result<(), Fault> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            // A FIFO must not block the open.
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)
-            .map_err(Fault::Read)?;
+        let mut file = self.open(path, &name)?;
         let metadata = file.metadata().map_err(Fault::Read)?;
         if metadata.is_dir() && directories {
             return self.add_directory(path, &name);
@@ -179,8 +218,26 @@ impl Copy {
         Ok(())
     }
 
+    fn open(&self, path: &Path, name: &Path) -> Result<fs::File, Fault> {
+        // A FIFO must not block the open.
+        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let Some(top) = self.top.as_ref().filter(|_| name.iter().next().is_some()) else {
+            let mut options = OpenOptions::new();
+            let options = options.read(true).custom_flags((flags | OFlag::O_NOFOLLOW).bits());
+            return options.open(path).map_err(Fault::Read);
+        };
+        let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
+        match openat2(top, name, how) {
+            Ok(file) => Ok(file.into()),
+            Err(Errno::EXDEV) => Err(Fault::Kind("holds a link that leads out of it")),
+            Err(errno) => Err(Fault::Read(errno.into())),
+        }
+    }
+
     fn add_directory(&mut self, path: &Path, name: &Path) -> Result<(), Fault> {
-        if name.components().count() >= MAX_DEPTH {
+        self.directories += 1;
+        if name.components().count() >= MAX_DEPTH || self.directories > MAX_FILES {
             return Err(Fault::Kind("is a deeper tree than can be copied"));
         }
         let mut entries = fs::read_dir(path)
@@ -188,6 +245,10 @@ impl Copy {
             .map_err(Fault::Read)?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
+            if self.top.is_some() && entry.file_name().as_bytes().starts_with(b"..") {
+                // The kubelet's own: what the container is to see leads there.
+                continue;
+            }
             self.add(&entry.path(), name.join(entry.file_name()), true)?;
         }
         Ok(())
@@ -299,6 +360,51 @@ mod tests {
                 .unwrap_err()
                 .contains("deeper")
         );
+    }
+
+    #[test]
+    fn what_a_kubelet_fills_is_copied() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Path::new("/no/such/root");
+        let pod = directory.path().join("pods/1234");
+        let volume = pod.join("volumes/kubernetes.io~projected/token");
+        fs::create_dir_all(volume.join("..2026/deep")).unwrap();
+        fs::write(volume.join("..2026/token"), "t").unwrap();
+        fs::write(volume.join("..2026/deep/ca"), "c").unwrap();
+        symlink("..2026", volume.join("..data")).unwrap();
+        symlink("..data/token", volume.join("token")).unwrap();
+        symlink("..data/deep", volume.join("deep")).unwrap();
+        let names = |source: &Path| match found(source, "/anywhere", root) {
+            Ok(Source::Copy(files)) => Ok(files
+                .iter()
+                .map(|file| format!("{}={}", file.path, String::from_utf8_lossy(&file.contents)))
+                .collect::<Vec<_>>()),
+            other => Err(format!("{other:?}")),
+        };
+        assert_eq!(names(&volume).unwrap(), ["deep/ca=c", "token=t"]);
+        // A part of it, and of a volume that the kubelet does not fill.
+        let part = pod.join("volume-subpaths/token/box/0");
+        fs::create_dir_all(part.parent().unwrap()).unwrap();
+        fs::write(&part, "p").unwrap();
+        assert_eq!(names(&part).unwrap(), ["=p"]);
+        let other = pod.join("volume-subpaths/data/box/0");
+        fs::create_dir_all(&other).unwrap();
+        assert!(names(&other).unwrap_err().contains("mounts[4].source"));
+        let data = pod.join("volumes/kubernetes.io~empty-dir/data");
+        fs::create_dir_all(&data).unwrap();
+        assert!(names(&data).unwrap_err().contains("mounts[4].source"));
+        let words = pod.join("containers/box/5678");
+        fs::create_dir_all(words.parent().unwrap()).unwrap();
+        fs::write(&words, "").unwrap();
+        assert_eq!(names(&words).unwrap(), ["="]);
+
+        symlink("/etc/passwd", volume.join("out")).unwrap();
+        assert!(names(&volume).unwrap_err().contains("leads out of it"));
+        fs::remove_file(volume.join("out")).unwrap();
+        for name in 0..4 {
+            symlink(".", volume.join(format!("loop{name}"))).unwrap();
+        }
+        assert!(names(&volume).unwrap_err().contains("deeper"));
     }
 
     #[test]
