@@ -174,11 +174,11 @@ pub(crate) struct RunArgs {
     /// Host name in the container [default: the sandbox's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
-    /// Virtual processors [default: 1, or what the bundle's annotation dev.husk.cpus says]
+    /// Virtual processors [default: what the bundle's annotation dev.husk.cpus says, else 1 or what its limits can use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) cpus: Option<u32>,
-    /// Guest memory, such as 512M or 2G; taken from the host only as it is used [default: 512M, or what the bundle's
-    /// annotation dev.husk.memory says]
+    /// Guest memory, such as 512M or 2G; taken from the host only as it is used [default: what the bundle's
+    /// annotation dev.husk.memory says, else 512M or what its limits need]
     #[arg(short, long, value_name = "SIZE", value_parser = memory)]
     pub(crate) memory: Option<u32>,
     /// Let the container not write to its root file system

@@ -205,8 +205,9 @@ impl Relay {
 }
 
 impl Drop for Relay {
-    /// Output that is not taken by now stays where it is, and nobody waits for its readers.
+    /// Output that is not taken by now stays where it is, and nobody waits for its readers, nor for input.
     fn drop(&mut self) {
+        self.exited();
         let _ = self.given_up.write(1);
     }
 }

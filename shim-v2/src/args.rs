@@ -19,6 +19,7 @@ Flags:
   -address SOCKET       containerd's main socket
   -bundle DIR           The container's bundle (delete) [default: the working directory]
   -publish-binary PROGRAM  Accepted; events go to TTRPC_ADDRESS
+  -socket PATH          Accepted
   -debug                Say more in containerd's log
   -info                 Tell containerd what the runtime is, as protobuf
   -v                    Tell the version";

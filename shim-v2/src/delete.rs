@@ -12,11 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use containerd_shim_protos::api::DeleteResponse;
 use husk_sandbox::host_cgroup;
-use husk_sandbox::machine::open_process;
+use husk_sandbox::machine::{kill_process, open_process};
 use husk_sandbox::rundir::{RunDirError, RunRoot, State};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use protobuf::Message;
 
 use crate::args::Flags;
@@ -88,9 +86,7 @@ fn end_process(pid: u32, is_it: impl Fn() -> bool) {
     if !is_it() || has_ended(process.as_fd(), PATIENCE) {
         return;
     }
-    // The descriptor holds the number, so that nobody else has it.
-    let pid = Pid::from_raw(pid.cast_signed());
-    if let Err(errno) = kill(pid, Signal::SIGKILL) {
+    if let Err(errno) = kill_process(process.as_fd()) {
         eprintln!("containerd-shim-husk-v2: process {pid} cannot be ended: {errno}");
     }
     has_ended(process.as_fd(), AFTER_KILL);

@@ -63,6 +63,8 @@ pub(crate) enum ShimError {
     Output(String),
     #[error("the streams cannot be passed on")]
     Streams(#[source] io::Error),
+    #[error("the container was made later than its caller waited for")]
+    TooLate,
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
     #[error(transparent)]
@@ -98,6 +100,7 @@ impl ShimError {
             Self::DeleteRunning | Self::ExecIn(_) | Self::NotCreated(_) | Self::NotRunning(_) => {
                 Code::FAILED_PRECONDITION
             }
+            Self::TooLate => Code::DEADLINE_EXCEEDED,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Missing { .. } | Self::HostNetwork | Self::Output(_) | Self::Bundle(_) => Code::INVALID_ARGUMENT,
             Self::Guest(error) => match error {

@@ -63,6 +63,8 @@ pub(crate) struct Process {
     streams: Mutex<Streams>,
     /// Whether it has to end.
     pub(crate) is_killed: AtomicBool,
+    /// Whether somebody deletes it, or has.
+    pub(crate) is_deleted: AtomicBool,
 }
 
 /// What copies the streams.
@@ -83,6 +85,7 @@ impl Process {
             exited: Condvar::new(),
             streams: Mutex::default(),
             is_killed: AtomicBool::new(false),
+            is_deleted: AtomicBool::new(false),
         }
     }
 

@@ -12,7 +12,7 @@ use containerd_shim_protos::sandbox_api::{
     WaitSandboxRequest, WaitSandboxResponse,
 };
 use containerd_shim_protos::sandbox_sync::{Sandbox, create_sandbox};
-use containerd_shim_protos::ttrpc::{self, TtrpcContext};
+use containerd_shim_protos::ttrpc::{self, Code, TtrpcContext, get_status};
 use husk_sandbox::agent::StatsResponse;
 use husk_sandbox::bundle::{Bundle, PodSandbox};
 use protobuf::Message;
@@ -29,6 +29,9 @@ use crate::task::Methods;
 /// States as containerd names them.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
+
+/// A call of newer containerds.
+const UPDATE: &str = "/containerd.runtime.sandbox.v1.Sandbox/UpdateSandbox";
 
 /// containerd's type of an OCI configuration, as JSON.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -51,10 +54,27 @@ struct State {
 
 /// The methods of the service.
 pub(crate) fn methods(pod: &Arc<Pod>) -> Methods {
-    create_sandbox(Arc::new(Service {
+    let mut methods = create_sandbox(Arc::new(Service {
         pod: Arc::clone(pod),
         state: Mutex::default(),
-    }))
+    }));
+    methods.insert(UPDATE.into(), Box::new(Unimplemented));
+    methods
+}
+
+/// Answers a call that the service of this version of the protocol does not know: containerd 2.4 makes it when a pod's
+/// resources change, and goes on where it is not implemented.
+struct Unimplemented;
+
+impl ttrpc::MethodHandler for Unimplemented {
+    fn handler(&self, context: TtrpcContext, _: ttrpc::Request) -> ttrpc::Result<()> {
+        let mut response = ttrpc::Response::new();
+        response.set_status(get_status(
+            Code::UNIMPLEMENTED,
+            "husk does not change a running machine",
+        ));
+        context.respond(context.mh.stream_id, response)
+    }
 }
 
 impl Service {

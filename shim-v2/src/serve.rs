@@ -38,12 +38,10 @@ pub(crate) struct Charge {
 /// The life of the forked process.
 pub(crate) fn live(listener: UnixListener, charge: Charge) -> ! {
     let socket = charge.socket.clone();
-    let result = settle().and_then(|()| serve(listener, charge));
-    // Nobody is to find a shim that has ended; another may listen there only when this name is free.
-    let removed = fs::remove_file(&socket);
-    let code = match result {
-        Ok(()) => i32::from(removed.is_err()),
+    let code = match settle().and_then(|()| serve(listener, charge)) {
+        Ok(()) => 0,
         Err(error) => {
+            let _ = fs::remove_file(&socket);
             tracing::error!("{error:#}");
             1
         }
@@ -73,6 +71,7 @@ fn settle() -> Result<()> {
 
 fn serve(listener: UnixListener, charge: Charge) -> Result<()> {
     log::start(&charge.bundle, charge.debug);
+    let socket = charge.socket;
     let root = place::root(&charge.namespace)?;
     // A pod's sandbox has none when containerd speaks to its sandbox first.
     let bundle = Bundle::load(&charge.bundle);
@@ -98,5 +97,8 @@ fn serve(listener: UnixListener, charge: Charge) -> Result<()> {
         .register_service(sandbox::methods(&pod));
     server.start().context("the socket cannot be served")?;
     pod.wait_for_end();
+    // Nobody is to find a shim that ends. While it takes down what is left another may listen there already.
+    let _ = fs::remove_file(&socket);
+    pod.take_down();
     Ok(())
 }

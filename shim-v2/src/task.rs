@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
@@ -16,6 +16,7 @@ use containerd_shim_protos::ttrpc::{self, TtrpcContext};
 use containerd_shim_protos::{Task, create_task};
 use husk_sandbox::agent::WindowSize;
 use husk_sandbox::bundle::resources::Update;
+use husk_sandbox::guest::GuestError;
 
 use crate::error::ShimError;
 use crate::farewell;
@@ -85,7 +86,9 @@ impl Task for Service {
         })
     }
 
-    fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+    fn create(&self, context: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+        let limit = u64::try_from(context.timeout_nano).ok().filter(|limit| *limit > 0);
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(Duration::from_nanos(limit)));
         if !request.checkpoint.is_empty() {
             return Err(ShimError::Unimplemented("the restoration of a checkpoint").into());
         }
@@ -99,6 +102,7 @@ impl Task for Service {
                 stderr: request.stderr,
                 terminal: request.terminal,
             },
+            deadline,
         })?;
         Ok(CreateTaskResponse {
             pid,
@@ -126,12 +130,13 @@ impl Task for Service {
 
     fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let container = self.0.container(&request.id)?;
-        let pids = match *container.init.stage() {
-            // containerd forgets a container, exit code and all, that has no process left when it comes back.
-            Stage::Exited(_) => vec![self.0.pid()],
+        // containerd forgets a container, exit code and all, that has no process left when it comes back.
+        let has_exited = matches!(*container.init.stage(), Stage::Exited(_));
+        let pids = match has_exited {
+            true => vec![self.0.pid()],
             // docker looks for the numbers on the host, where others have them.
-            _ if self.0.namespace == DOCKER => vec![self.0.pid()],
-            _ => match self.0.guest()?.state(&container.id) {
+            false if self.0.namespace == DOCKER => vec![self.0.pid()],
+            false => match self.0.guest()?.state(&container.id) {
                 Ok(state) => {
                     let first = state.processes.iter().find(|process| process.exec.is_empty());
                     let first = first.map(|process| process.pid);
@@ -187,16 +192,20 @@ impl Task for Service {
             Stage::Added(_) => return Err(ShimError::NotRunning(request.exec_id).into()),
             _ => {}
         }
+        if request.signal == SIGKILL && request.exec_id.is_empty() {
+            // Whatever the guest answers.
+            self.0.insist_on_end(Arc::clone(&process));
+        }
         match self.0.guest()?.kill(&process.id, request.signal, request.all) {
-            Ok(()) => {
-                if request.signal == SIGKILL && request.exec_id.is_empty() {
-                    self.0.insist_on_end(process);
+            Ok(()) => Ok(Empty::new()),
+            Err(error) => {
+                // The process has ended, alone or with its machine, and that is about to be told.
+                let is_over = error.is_lost() || matches!(error, GuestError::State(_) | GuestError::Absent(_));
+                match is_over && process.wait_for(END).is_some() {
+                    true => Err(ShimError::Finished.into()),
+                    false => Err(ShimError::from(error).into()),
                 }
-                Ok(Empty::new())
             }
-            // The machine ends, and the process has or does so with it.
-            Err(error) if error.is_lost() && process.wait_for(END).is_some() => Err(ShimError::Finished.into()),
-            Err(error) => Err(ShimError::from(error).into()),
         }
     }
 
@@ -214,6 +223,10 @@ impl Task for Service {
 
     fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let process = self.0.process(&request.id, &request.exec_id)?;
+        if !process.stdio.terminal || matches!(*process.stage(), Stage::Added(_)) {
+            // As with runc's shim there is nothing to be sized.
+            return Ok(Empty::new());
+        }
         let window = WindowSize {
             columns: request.width,
             rows: request.height,

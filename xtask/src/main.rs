@@ -39,12 +39,12 @@ Tasks:
   soak   Run hundreds of sandboxes and look for what is left of them
   suite  Run another project's test suite for container runtimes with runc and with husk, and tell where they differ
   bench  Measure husk: start and end, exits, memory, disk, vsock; table, JSON and pictures
-  build  Build husk, husk-vmm, the agent and the guest's kernel
+  build  Build husk, husk-vmm, containerd's shim, the agent and the guest's kernel
   setup  Install what the other tasks need; they also do it themselves
   peers  Build other projects' programs that the tests run husk with; `test` builds those that it needs
   host   Run a command in the emulated host, a machine with KVM in software
 
-`cargo xtask TASK --help` tells more.";
+`cargo xtask TASK --help` tells more of tasks that take options.";
 
 const HOST_HELP: &str = "\
 Boot the emulated host, a machine with KVM in software, and run COMMAND in it as root, in the same directory.

@@ -256,8 +256,8 @@ Examples:
   husk install --undo --containerd      takes all of it back
 
 It is run from where cargo xtask build puts it. A configuration is changed only
-after the change was shown, and nothing else in it changes; --undo takes out what
-was added. A second run changes nothing. The exit code is 1 when the answer is no.")]
+after the change was shown, and nothing else in it changes; --undo takes out the
+runtime, with settings that somebody gave it. A second run changes nothing. The exit code is 1 when the answer is no.")]
 pub(crate) struct InstallArgs {
     /// Install below DIR: in bin, libexec and lib/husk
     #[arg(long, value_name = "DIR", default_value = "/usr/local")]
@@ -271,7 +271,7 @@ pub(crate) struct InstallArgs {
     /// The configuration [default: /etc/containerd/config.toml or /etc/docker/daemon.json]
     #[arg(long, value_name = "FILE", requires = "engine")]
     pub(crate) config: Option<PathBuf>,
-    /// Take out of the configuration what was added to it, and remove what was installed
+    /// Take the runtime out of the configuration, and remove what was installed
     #[arg(long)]
     pub(crate) undo: bool,
     /// Change the configuration without asking

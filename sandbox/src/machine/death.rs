@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -136,6 +136,19 @@ pub fn open_process(pid: u32) -> Result<OwnedFd, Errno> {
     let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Kills a process by a descriptor of it, and so no other one that has got its number meanwhile (pidfd_send_signal(2)).
+///
+/// # Errors
+/// As kill(2).
+#[allow(unsafe_code)]
+pub fn kill_process(process: BorrowedFd<'_>) -> Result<(), Errno> {
+    let information: *const libc::siginfo_t = std::ptr::null();
+    let number = process.as_raw_fd();
+    // SAFETY: the descriptor is open for the call, which takes numbers and, as a null pointer says, no information.
+    let killed = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, number, libc::SIGKILL, information, 0) };
+    Errno::result(killed).map(drop)
 }
 
 fn exit_status(pid: u32) -> Option<std::process::ExitStatus> {

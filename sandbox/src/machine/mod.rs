@@ -34,7 +34,7 @@ use protobuf::Message;
 use thiserror::Error;
 
 pub use death::Death;
-pub use death::open_process;
+pub use death::{kill_process, open_process};
 pub use link::{Link, LinkError};
 
 use crate::confinement::{Confinement, ConfinementError};

@@ -3,6 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use containerd_shim_protos::events::task as events;
 use containerd_shim_protos::types::mount::Mount;
@@ -33,6 +34,8 @@ pub(crate) struct Creation {
     pub(crate) bundle: PathBuf,
     pub(crate) rootfs: Vec<Mount>,
     pub(crate) stdio: Stdio,
+    /// When the caller has given up.
+    pub(crate) deadline: Option<Instant>,
 }
 
 impl Pod {
@@ -43,8 +46,15 @@ impl Pod {
             Entry::Occupied(_) => return Err(ShimError::Exists(format!("container {id}"))),
             Entry::Vacant(place) => drop(place.insert(None)),
         }
-        let event = creation.event();
-        let made = self.make(creation);
+        let (event, deadline) = (creation.event(), creation.deadline);
+        let made = self.make(creation).and_then(|container| {
+            if deadline.is_none_or(|deadline| Instant::now() < deadline) {
+                return Ok(container);
+            }
+            // containerd has forgotten it: it would stay in the machine with nobody to delete it.
+            self.take_back(&container.id);
+            Err(ShimError::TooLate)
+        });
         let mut containers = lock(&self.containers);
         match made {
             Ok(container) => {
@@ -55,6 +65,8 @@ impl Pod {
             }
             Err(error) => {
                 containers.remove(&id);
+                drop(containers);
+                self.end_if_asked();
                 Err(error)
             }
         }
@@ -107,7 +119,10 @@ impl Pod {
             false => self.disk(&sandbox, rootfs.image(cache, &root))?,
         };
         let streams = sandbox.create(&creation.id, bundle, disk, creation.stdio.wanted())?;
-        let relay = Relay::start(streams, creation.stdio.terminal, ends).map_err(ShimError::Streams)?;
+        let relay = Relay::start(streams, creation.stdio.terminal, ends).map_err(|error| {
+            self.take_back(&creation.id);
+            ShimError::Streams(error)
+        })?;
         let id = ProcessId {
             container: creation.id.clone(),
             exec: String::new(),
@@ -115,6 +130,13 @@ impl Pod {
         let init = Process::new(id, creation.stdio, Stage::Created);
         init.carry(relay, logger);
         Ok(Container::new(creation.id, creation.bundle, root, init, rootfs))
+    }
+
+    /// Deletes what nobody will start.
+    fn take_back(&self, container: &str) {
+        if let Err(error) = self.sandbox().and_then(|sandbox| Ok(sandbox.delete(container)?)) {
+            tracing::debug!(%error, "the guest does not forget the container");
+        }
     }
 
     /// Puts an image into a disk slot; the first time waits for the guest as well.

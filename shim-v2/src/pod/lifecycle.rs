@@ -176,6 +176,10 @@ impl Pod {
                 exec = id.exec,
                 "the end of an unknown process"
             );
+            if self.pause.get() == Some(&id.container) && id.exec.is_empty() {
+                // The namespaces of the pod have gone with it.
+                self.end_sandbox(exit);
+            }
             return;
         };
         let mut stage = process.stage();
@@ -192,17 +196,27 @@ impl Pod {
 
     /// A process has gone down with its machine.
     fn lose(&self, process: &Process) {
-        let stage = process.stage();
+        let mut stage = process.stage();
         match &*stage {
             // Of one that has ended already its start tells.
             Stage::Added(_) | Stage::Exited(_) | Stage::Starting(Some(_)) => {}
-            // Its start fails.
-            Stage::Starting(None) => process.exit(stage, Exit::killed()),
+            // Its start tells, or fails.
+            Stage::Starting(None) => *stage = Stage::Starting(Some(Exit::killed())),
             Stage::Created | Stage::Running => self.exit(process, stage, Exit::killed()),
         }
     }
 
-    /// A container's first process has been killed: a guest that does not let it end loses its machine.
+    /// A further process goes with its container.
+    fn abandon(&self, process: &Process) {
+        self.lose(process);
+        let stage = process.stage();
+        if matches!(*stage, Stage::Added(_)) {
+            // Whoever waits for it waits in vain.
+            process.exit(stage, Exit::none());
+        }
+    }
+
+    /// A container's first process is being killed: a guest that does not let it end loses its machine.
     pub(crate) fn insist_on_end(self: &Arc<Self>, process: Arc<Process>) {
         if process.is_killed.swap(true, Ordering::AcqRel) {
             return;
@@ -270,6 +284,12 @@ impl Pod {
                 Stage::Added(_) => (Exit::none(), false),
                 _ => return Err(ShimError::DeleteRunning),
             };
+            if process.is_deleted.swap(true, Ordering::AcqRel) {
+                return Err(ShimError::NoProcess {
+                    container: container.id.clone(),
+                    exec: exec.into(),
+                });
+            }
             if has_run {
                 drop(stage);
             } else {
@@ -284,11 +304,16 @@ impl Pod {
             return Ok(exit);
         }
         let exit = self.end(&process)?;
+        if process.is_deleted.swap(true, Ordering::AcqRel) {
+            return Err(ShimError::NoContainer(container.id.clone()));
+        }
         process.finish();
         if let Err(error) = self.sandbox().and_then(|sandbox| Ok(sandbox.delete(&container.id)?)) {
             // With its machine everything in it is gone.
             tracing::debug!(%error, "the guest does not forget the container");
         }
+        // Nothing of the container is left for those that are not deleted yet.
+        container.execs().iter().for_each(|process| self.abandon(process));
         let is_last = {
             let mut containers = lock(&self.containers);
             containers.remove(&container.id);
@@ -319,7 +344,12 @@ impl Pod {
         if let Err(error) = self.guest().and_then(|guest| Ok(guest.kill(&process.id, kill, true)?)) {
             // It has gone before it was known here.
             tracing::debug!(%error, "the container is not killed");
-            return Ok(Exit::killed());
+            let (stage, exit) = (process.stage(), Exit::killed());
+            if let Stage::Exited(exit) = &*stage {
+                return Ok(*exit);
+            }
+            self.exit(process, stage, exit);
+            return Ok(exit);
         }
         if let Some(exit) = process.wait_for(KILL_PATIENCE) {
             return Ok(exit);

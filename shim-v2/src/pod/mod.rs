@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ pub(crate) struct Pod {
     is_shared: AtomicBool,
     /// Whether containerd has the sandbox apart from its containers, and ends it itself.
     is_apart: AtomicBool,
+    /// What holds the namespaces of such a sandbox, by the guest's name for it.
+    pause: OnceLock<String>,
     /// Whether containerd has asked the shim to end while it was in use. It does not ask again.
     ends_unused: AtomicBool,
     is_over: Mutex<bool>,
@@ -92,6 +94,7 @@ impl Pod {
             ended: Condvar::new(),
             is_shared: AtomicBool::new(false),
             is_apart: AtomicBool::new(false),
+            pause: OnceLock::new(),
             ends_unused: AtomicBool::new(false),
             is_over: Mutex::default(),
             over: Condvar::new(),
@@ -210,6 +213,8 @@ impl Pod {
         };
         sandbox.start(&pause)?;
         self.is_apart.store(true, Ordering::Release);
+        // There is one sandbox, which is started once.
+        let _ = self.pause.set(name.to_owned());
         Ok(sandbox.pid())
     }
 
@@ -294,12 +299,16 @@ impl Pod {
         }
     }
 
-    /// Waits until the shim is to end, and takes down what is left.
+    /// Waits until the shim is to end.
     pub(crate) fn wait_for_end(&self) {
         let mut is_over = lock(&self.is_over);
         while !*is_over {
             is_over = self.over.wait(is_over).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Takes down what is left.
+    pub(crate) fn take_down(&self) {
         self.remove_sandbox();
         lock(&self.place).take();
         let Some(cgroup) = lock(&self.cgroup).take() else {

@@ -157,3 +157,18 @@ fn a_pod_loses_its_pause() {
     cri.call("RemoveContainer", &json!({"container_id": container}));
     cri.call("RemovePodSandbox", &json!({"pod_sandbox_id": pod}));
 }
+
+/// Where no container stands for the sandbox its namespaces have a process in the guest all the same.
+#[test]
+fn a_pod_whose_sandbox_is_the_shim_loses_its_namespaces() {
+    let host = Host::new();
+    let cri = Cri::start(&host, Release::Built, "shim");
+    let pod = cri.run_pod();
+    let container = cri.run_container(&pod, "one", "kill 1; exec sleep 1000");
+    await_answer(&cri, "PodSandboxStatus", &json!({"pod_sandbox_id": pod}), |answer| {
+        answer["status"]["state"] == NOT_READY
+    });
+    cri.call("StopContainer", &json!({"container_id": container}));
+    cri.call("RemoveContainer", &json!({"container_id": container}));
+    cri.call("RemovePodSandbox", &json!({"pod_sandbox_id": pod}));
+}
