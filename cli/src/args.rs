@@ -64,7 +64,7 @@ pub(crate) struct Global {
     /// Say everything that helps to find a fault
     #[arg(long, global = true)]
     pub(crate) debug: bool,
-    /// Read cgroupsPath as SLICE:PREFIX:NAME
+    /// Accepted as other runtimes accept it: a cgroupsPath tells by itself whether it is systemd's
     #[arg(long, global = true, hide = true)]
     pub(crate) systemd_cgroup: bool,
     /// Accepted as other runtimes accept it
@@ -267,7 +267,7 @@ pub(crate) struct ExecArgs {
     /// Let the process gain no privileges
     #[arg(long)]
     pub(crate) no_new_privs: bool,
-    /// Accepted as other runtimes accept it
+    /// Run it in a paused container too, where it waits
     #[arg(long, hide = true)]
     pub(crate) ignore_paused: bool,
     /// The container's name

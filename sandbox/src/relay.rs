@@ -79,9 +79,7 @@ impl Sink {
     /// Writes everything, unless it is given up meanwhile.
     fn write_all(&mut self, bytes: &[u8], given_up: &EventFd) -> io::Result<()> {
         match self {
-            Self::Descriptor(to) => Ok(write_unless(to.as_fd(), bytes, given_up, |to, bytes| {
-                nix::unistd::write(to, bytes)
-            })?),
+            Self::Descriptor(to) => Ok(write_unless(to.as_fd(), bytes, Some(given_up), write)?),
             Self::Writer(writer) => writer.write_all(bytes),
         }
     }
@@ -221,7 +219,7 @@ fn copy_input(mut from: File, to: &UnixStream, over: &EventFd, exited: &EventFd)
             Ok(count) => {
                 // A guest that takes nothing holds this thread no longer than it has the process.
                 let send = |to: BorrowedFd<'_>, bytes: &[u8]| send(to.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT);
-                if write_unless(to.as_fd(), &chunk[..count], exited, send).is_err() {
+                if write_unless(to.as_fd(), &chunk[..count], Some(exited), send).is_err() {
                     // The process reads no more.
                     return;
                 }
@@ -338,35 +336,31 @@ fn readable(stream: &UnixStream, exited: Option<&EventFd>) -> nix::Result<Readab
 ///
 /// # Errors
 /// As write(2).
-pub fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> nix::Result<()> {
-    while !bytes.is_empty() {
-        match nix::unistd::write(to, bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::EAGAIN) => wait(to, PollFlags::POLLOUT)?,
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
+pub fn write_all(to: BorrowedFd<'_>, bytes: &[u8]) -> nix::Result<()> {
+    write_unless(to, bytes, None, write)
+}
+
+fn write(to: BorrowedFd<'_>, bytes: &[u8]) -> nix::Result<usize> {
+    nix::unistd::write(to, bytes)
 }
 
 /// Writes everything by calls that may say that they would block; an error if the event comes first.
 fn write_unless(
     to: BorrowedFd<'_>,
     mut bytes: &[u8],
-    event: &EventFd,
+    event: Option<&EventFd>,
     write: impl Fn(BorrowedFd<'_>, &[u8]) -> nix::Result<usize>,
 ) -> nix::Result<()> {
     while !bytes.is_empty() {
         match write(to, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::EAGAIN) => {
-                let mut watched = [
-                    PollFd::new(to, PollFlags::POLLOUT),
-                    PollFd::new(event.as_fd(), PollFlags::POLLIN),
-                ];
+                let mut watched = vec![PollFd::new(to, PollFlags::POLLOUT)];
+                watched.extend(event.map(|event| PollFd::new(event.as_fd(), PollFlags::POLLIN)));
                 match poll(&mut watched, PollTimeout::NONE) {
-                    Ok(_) if watched[1].any().unwrap_or(true) => return Err(Errno::ECANCELED),
+                    Ok(_) if watched.get(1).is_some_and(|event| event.any().unwrap_or(true)) => {
+                        return Err(Errno::ECANCELED);
+                    }
                     Ok(_) | Err(Errno::EINTR) => {}
                     Err(errno) => return Err(errno),
                 }
@@ -376,13 +370,6 @@ fn write_unless(
         }
     }
     Ok(())
-}
-
-fn wait(descriptor: BorrowedFd<'_>, events: PollFlags) -> nix::Result<()> {
-    match poll(&mut [PollFd::new(descriptor, events)], PollTimeout::NONE) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(errno),
-    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Context, Result};
 use containerd_shim_protos::TASK_API_VERSION;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
@@ -55,33 +56,35 @@ pub(crate) struct Options {
 
 impl Handshake {
     /// Understands what came on stdin. An `Any` can be taken for parameters, which therefore must name this container.
-    pub(crate) fn parse(input: &[u8], flags: &Flags) -> Self {
+    ///
+    /// # Errors
+    /// The runtime's options are not what they are said to be: a start without them would not be what was asked for.
+    pub(crate) fn parse(input: &[u8], flags: &Flags) -> Result<Self> {
         let parameters = BootstrapParams::parse_from_bytes(input)
             .ok()
             .filter(|parameters| parameters.instance_id == flags.id && parameters.namespace == flags.namespace);
         let Some(parameters) = parameters else {
             let options = Any::parse_from_bytes(input).unwrap_or_default();
-            return Self {
+            return Ok(Self {
                 debug: flags.debug,
-                options: Options::parse(&options),
+                options: Options::parse(&options)?,
                 ..Self::default()
-            };
+            });
         };
         let extensions = parameters
             .extensions
             .iter()
             .filter_map(|extension| extension.value.as_ref());
-        let options = extensions
-            .map(Options::parse)
-            .find(|options| *options != Options::default());
+        let options = extensions.map(Options::parse).collect::<Result<Vec<_>>>()?;
+        let options = options.into_iter().find(|options| *options != Options::default());
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        Self {
+        Ok(Self {
             is_message: true,
             socket_directory: parameters.socket_dir.as_deref().and_then(text).map(PathBuf::from),
             events: text(&parameters.containerd_ttrpc_address),
             debug: flags.debug || parameters.log_level.value() <= DEBUG,
             options: options.unwrap_or_default(),
-        }
+        })
     }
 
     /// The answer: where the shim listens.
@@ -125,27 +128,28 @@ fn extensions() -> Result<Vec<u8>, protobuf::Error> {
 
 impl Options {
     /// The options in a message; one of another type has none for husk.
-    pub(crate) fn parse(any: &Any) -> Self {
+    pub(crate) fn parse(any: &Any) -> Result<Self> {
         let text = |text: String| Some(text).filter(|text| !text.is_empty());
-        match any.type_url.rsplit('/').next() {
+        let malformed = || format!("the runtime's options are no {}", any.type_url);
+        Ok(match any.type_url.rsplit('/').next() {
             Some(RUNTIME_OPTIONS) => {
-                let options = RuntimeOptions::parse_from_bytes(&any.value).unwrap_or_default();
+                let options = RuntimeOptions::parse_from_bytes(&any.value).with_context(malformed)?;
+                let body = String::from_utf8(options.config_body);
                 Self {
                     path: text(options.config_path).map(PathBuf::from),
-                    body: text(String::from_utf8(options.config_body).unwrap_or_default()),
+                    body: text(body.context("the table of the runtime's options is not UTF-8")?),
                     ..Self::default()
                 }
             }
-            Some(RUNC_OPTIONS) => Self {
-                shim_cgroup: text(
-                    RuncOptions::parse_from_bytes(&any.value)
-                        .unwrap_or_default()
-                        .shim_cgroup,
-                ),
-                ..Self::default()
-            },
+            Some(RUNC_OPTIONS) => {
+                let options = RuncOptions::parse_from_bytes(&any.value).with_context(malformed)?;
+                Self {
+                    shim_cgroup: text(options.shim_cgroup),
+                    ..Self::default()
+                }
+            }
             _ => Self::default(),
-        }
+        })
     }
 }
 
@@ -178,9 +182,9 @@ mod tests {
 
     #[test]
     fn an_old_containerd_gets_an_address() {
-        let silent = Handshake::parse(b"", &flags());
+        let silent = Handshake::parse(b"", &flags()).unwrap();
         assert_eq!(silent.answer("unix:///x").unwrap(), b"unix:///x");
-        let told = Handshake::parse(&options("/etc/x.toml", "a=1").write_to_bytes().unwrap(), &flags());
+        let told = Handshake::parse(&options("/etc/x.toml", "a=1").write_to_bytes().unwrap(), &flags()).unwrap();
         assert_eq!(told.answer("unix:///x").unwrap(), b"unix:///x");
         assert_eq!(told.options.path, Some("/etc/x.toml".into()));
         assert_eq!(told.options.body.as_deref(), Some("a=1"));
@@ -201,7 +205,7 @@ mod tests {
                 value: Some(options("/etc/x.toml", "")).into(),
                 ..Default::default()
             });
-        let handshake = Handshake::parse(&parameters.write_to_bytes().unwrap(), &flags());
+        let handshake = Handshake::parse(&parameters.write_to_bytes().unwrap(), &flags()).unwrap();
         assert_eq!(handshake.events.as_deref(), Some("/run/ttrpc"));
         assert_eq!(handshake.socket_directory, Some("/run/s".into()));
         assert_eq!(handshake.options.path, Some("/etc/x.toml".into()));
@@ -216,7 +220,7 @@ mod tests {
             (MOUNT_CAPABILITIES, "erofs")
         );
         parameters.instance_id = "another".into();
-        let other = Handshake::parse(&parameters.write_to_bytes().unwrap(), &flags());
+        let other = Handshake::parse(&parameters.write_to_bytes().unwrap(), &flags()).unwrap();
         assert!(!other.is_message);
     }
 
@@ -227,15 +231,35 @@ mod tests {
             value: [&[0x08, 1, 0x1a, 5][..], b"/shim"].concat(),
             ..Default::default()
         };
-        let told = Handshake::parse(&any.write_to_bytes().unwrap(), &flags());
+        let told = Handshake::parse(&any.write_to_bytes().unwrap(), &flags()).unwrap();
         assert_eq!(told.options.shim_cgroup.as_deref(), Some("/shim"));
         assert_eq!((told.options.path, told.options.body), (None, None));
+    }
+
+    #[test]
+    fn options_that_are_none_are_an_error() {
+        for (kind, value) in [
+            // A length beyond the end; a table that is no text.
+            (RUNTIME_OPTIONS, &[0x12, 9, b'x'][..]),
+            (RUNTIME_OPTIONS, &[0x1a, 1, 0xff]),
+            (RUNC_OPTIONS, &[0x1a, 9, b'x']),
+        ] {
+            let any = Any {
+                type_url: kind.into(),
+                value: value.into(),
+                ..Default::default()
+            };
+            let told = Handshake::parse(&any.write_to_bytes().unwrap(), &flags());
+            assert!(format!("{:#}", told.unwrap_err()).contains("the runtime's options"));
+        }
     }
 
     proptest! {
         #[test]
         fn any_input_is_survived(input in proptest::collection::vec(any::<u8>(), 0..200)) {
-            Handshake::parse(&input, &flags()).answer("unix:///x").unwrap();
+            if let Ok(handshake) = Handshake::parse(&input, &flags()) {
+                handshake.answer("unix:///x").unwrap();
+            }
         }
     }
 }

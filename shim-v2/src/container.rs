@@ -48,13 +48,18 @@ impl Container {
         if exec.is_empty() {
             return Ok(Arc::clone(&self.init));
         }
-        lock(&self.execs)
-            .get(exec)
-            .cloned()
-            .ok_or_else(|| ShimError::NoProcess {
+        lock(&self.execs).get(exec).cloned().ok_or_else(|| self.lacks(exec))
+    }
+
+    /// Why a process that is asked for is not there.
+    pub(crate) fn lacks(&self, exec: &str) -> ShimError {
+        match exec {
+            "" => ShimError::NoContainer(self.id.clone()),
+            exec => ShimError::NoProcess {
                 container: self.id.clone(),
                 exec: exec.into(),
-            })
+            },
+        }
     }
 
     /// Whether containerd is to be told that its memory was short: a guest can say so as often as it likes.

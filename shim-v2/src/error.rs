@@ -65,6 +65,8 @@ pub(crate) enum ShimError {
     Streams(#[source] io::Error),
     #[error("the container was made later than its caller waited for")]
     TooLate,
+    #[error("the caller has gone")]
+    Deserted,
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
     #[error(transparent)]
@@ -101,6 +103,7 @@ impl ShimError {
                 Code::FAILED_PRECONDITION
             }
             Self::TooLate => Code::DEADLINE_EXCEEDED,
+            Self::Deserted => Code::CANCELLED,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Missing { .. } | Self::HostNetwork | Self::Output(_) | Self::Bundle(_) => Code::INVALID_ARGUMENT,
             Self::Guest(error) => match error {

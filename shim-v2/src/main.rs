@@ -32,6 +32,7 @@ mod bootstrap;
 mod config;
 mod container;
 mod delete;
+mod ended;
 mod error;
 mod events;
 mod exits;

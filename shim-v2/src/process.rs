@@ -1,13 +1,14 @@
 //! A process of a container, as containerd sees it: its stage and its streams.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use husk_sandbox::agent;
 use husk_sandbox::guest::ProcessId;
 use husk_sandbox::relay::Relay;
 
+use crate::ended::Ended;
 use crate::stdio::{Logger, Stdio};
 
 /// How long a deleted process's last output is waited for, as runc's shim does.
@@ -59,12 +60,12 @@ pub(crate) struct Process {
     pub(crate) stdio: Stdio,
     stage: Mutex<Stage>,
     /// Told when the stage is [`Stage::Exited`].
-    exited: Condvar,
+    pub(crate) ended: Ended,
     streams: Mutex<Streams>,
     /// Whether it has to end.
     pub(crate) is_killed: AtomicBool,
-    /// Whether somebody deletes it, or has.
-    pub(crate) is_deleted: AtomicBool,
+    /// Whether it has been deleted. Held meanwhile: a second caller waits, and then finds none.
+    pub(crate) is_deleted: Mutex<bool>,
 }
 
 /// What copies the streams.
@@ -82,10 +83,10 @@ impl Process {
             id,
             stdio,
             stage: Mutex::new(stage),
-            exited: Condvar::new(),
+            ended: Ended::default(),
             streams: Mutex::default(),
             is_killed: AtomicBool::new(false),
-            is_deleted: AtomicBool::new(false),
+            is_deleted: Mutex::new(false),
         }
     }
 
@@ -98,28 +99,7 @@ impl Process {
     pub(crate) fn exit(&self, mut stage: MutexGuard<'_, Stage>, exit: Exit) {
         *stage = Stage::Exited(exit);
         drop(stage);
-        self.exited.notify_all();
-    }
-
-    /// Waits until it has ended, however long that takes.
-    pub(crate) fn wait(&self) -> Exit {
-        let mut stage = self.stage();
-        loop {
-            if let Stage::Exited(exit) = *stage {
-                return exit;
-            }
-            stage = self.exited.wait(stage).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// The same for a limited time.
-    pub(crate) fn wait_for(&self, limit: Duration) -> Option<Exit> {
-        let is_there = |stage: &mut Stage| !matches!(stage, Stage::Exited(_));
-        let wait = self.exited.wait_timeout_while(self.stage(), limit, is_there);
-        match *wait.unwrap_or_else(PoisonError::into_inner).0 {
-            Stage::Exited(exit) => Some(exit),
-            _ => None,
-        }
+        self.ended.tell(exit);
     }
 
     /// Takes over what copies its streams.

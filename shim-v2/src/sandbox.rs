@@ -156,8 +156,8 @@ impl Sandbox for Service {
         Ok(StopSandboxResponse::new())
     }
 
-    fn wait_sandbox(&self, _: &TtrpcContext, _: WaitSandboxRequest) -> ttrpc::Result<WaitSandboxResponse> {
-        let exit = self.pod.wait_for_sandbox();
+    fn wait_sandbox(&self, context: &TtrpcContext, _: WaitSandboxRequest) -> ttrpc::Result<WaitSandboxResponse> {
+        let exit = self.pod.ended.wait(&context.cancel_rx).ok_or(ShimError::Deserted)?;
         Ok(WaitSandboxResponse {
             exit_status: exit.status,
             exited_at: Some(exit.at.into()).into(),
@@ -167,7 +167,7 @@ impl Sandbox for Service {
 
     fn sandbox_status(&self, _: &TtrpcContext, request: SandboxStatusRequest) -> ttrpc::Result<SandboxStatusResponse> {
         let started = lock(&self.state).started;
-        let end = self.pod.sandbox_end();
+        let end = self.pod.ended.get();
         let mut response = SandboxStatusResponse {
             sandbox_id: request.sandbox_id,
             pid: self.pod.pid(),
@@ -196,7 +196,7 @@ impl Sandbox for Service {
     }
 
     fn ping_sandbox(&self, _: &TtrpcContext, _: PingRequest) -> ttrpc::Result<PingResponse> {
-        match self.pod.sandbox_end() {
+        match self.pod.ended.get() {
             None => Ok(PingResponse::new()),
             Some(_) => Err(ShimError::NoSandbox.into()),
         }

@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use husk_sandbox::host_cgroup;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, fork, getppid};
@@ -31,7 +31,12 @@ pub(crate) fn start(flags: &Flags) -> Result<()> {
     let mut input = Vec::new();
     let read = io::stdin().take(MAX_INPUT).read_to_end(&mut input);
     read.context("stdin cannot be read")?;
-    let handshake = Handshake::parse(&input, flags);
+    // What is cut there may look like something else.
+    ensure!(
+        (input.len() as u64) < MAX_INPUT,
+        "stdin is longer than {MAX_INPUT} bytes"
+    );
+    let handshake = Handshake::parse(&input, flags)?;
     let bundle = std::env::current_dir().context("the bundle cannot be found")?;
     let group = place::group(&bundle, &flags.id);
     let directory = handshake.socket_directory.as_deref();

@@ -132,11 +132,11 @@ impl Task for Service {
         let container = self.0.container(&request.id)?;
         // containerd forgets a container, exit code and all, that has no process left when it comes back.
         let has_exited = matches!(*container.init.stage(), Stage::Exited(_));
-        let pids = match has_exited {
-            true => vec![self.0.pid()],
-            // docker looks for the numbers on the host, where others have them.
-            false if self.0.namespace == DOCKER => vec![self.0.pid()],
-            false => match self.0.guest()?.state(&container.id) {
+        // docker looks for the numbers on the host, where others have them.
+        let pids = if has_exited || self.0.namespace == DOCKER {
+            vec![self.0.pid()]
+        } else {
+            match self.0.guest()?.state(&container.id) {
                 Ok(state) => {
                     let first = state.processes.iter().find(|process| process.exec.is_empty());
                     let first = first.map(|process| process.pid);
@@ -147,7 +147,7 @@ impl Task for Service {
                 // The machine ends, with a container whose end is not told yet.
                 Err(error) if error.is_lost() => vec![self.0.pid()],
                 Err(error) => return Err(ShimError::from(error).into()),
-            },
+            }
         };
         let process = |pid| ProcessInfo {
             pid,
@@ -201,7 +201,7 @@ impl Task for Service {
             Err(error) => {
                 // The process has ended, alone or with its machine, and that is about to be told.
                 let is_over = error.is_lost() || matches!(error, GuestError::State(_) | GuestError::Absent(_));
-                match is_over && process.wait_for(END).is_some() {
+                match is_over && process.ended.wait_for(END).is_some() {
                     true => Err(ShimError::Finished.into()),
                     false => Err(ShimError::from(error).into()),
                 }
@@ -256,8 +256,9 @@ impl Task for Service {
         Ok(Empty::new())
     }
 
-    fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let exit = self.0.process(&request.id, &request.exec_id)?.wait();
+    fn wait(&self, context: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let process = self.0.process(&request.id, &request.exec_id)?;
+        let exit = process.ended.wait(&context.cancel_rx).ok_or(ShimError::Deserted)?;
         Ok(WaitResponse {
             exit_status: exit.status,
             exited_at: Some(exit.at.into()).into(),

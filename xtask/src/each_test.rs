@@ -29,7 +29,7 @@ struct Test {
 /// Runs the tests of all programs whose names hold a filter's word; gives the exit code.
 ///
 /// The emulated host is a machine under load with a clock of its own, and husk's tests are about the whole of it. A test
-/// that fails is therefore tried once more at the end; both tries are shown, and the second one counts.
+/// that fails is therefore tried once more at the end, if few do; both tries are shown, and the second one counts.
 pub(crate) fn run(programs: &[OsString], filter: &[OsString]) -> Result<i32> {
     nix::sys::prctl::set_child_subreaper(true).context("becoming the parent of orphans")?;
     let shared = Shared::new()?;

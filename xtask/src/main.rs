@@ -40,7 +40,7 @@ Tasks:
   suite  Run another project's test suite for container runtimes with runc and with husk, and tell where they differ
   bench  Measure husk: start and end, exits, memory, disk, vsock; table, JSON and pictures
   build  Build husk, husk-vmm, containerd's shim, the agent and the guest's kernel
-  setup  Install what the other tasks need; they also do it themselves
+  setup  Install what demo, build and test need; they also do it themselves
   peers  Build other projects' programs that the tests run husk with; `test` builds those that it needs
   host   Run a command in the emulated host, a machine with KVM in software
 
@@ -78,7 +78,7 @@ Run every test: the units on this machine, the end-to-end tests where /dev/kvm i
 Usage: cargo xtask test [OPTIONS] [FILTER]...
 
 Without hardware virtualization the end-to-end tests run in the emulated host, all in one boot of it. Each test is a
-process of its own. One that fails is tried once more at the end; both tries are shown.
+process of its own. Up to three that fail are tried once more at the end; both tries are shown.
 
 Options:
       --only unit|e2e    One kind alone

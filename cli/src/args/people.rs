@@ -257,7 +257,8 @@ Examples:
 
 It is run from where cargo xtask build puts it. A configuration is changed only
 after the change was shown, and nothing else in it changes; --undo takes out the
-runtime, with settings that somebody gave it. A second run changes nothing. The exit code is 1 when the answer is no.")]
+runtime, with settings that somebody gave it. A second run changes nothing. The
+exit code is 1 when the answer is no.")]
 pub(crate) struct InstallArgs {
     /// Install below DIR: in bin, libexec and lib/husk
     #[arg(long, value_name = "DIR", default_value = "/usr/local")]

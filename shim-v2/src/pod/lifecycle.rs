@@ -114,7 +114,7 @@ impl Pod {
     /// A process has ended. With the only container of a sandbox its machine ends too, before anybody is told: nothing is
     /// left then of the process that stands for it.
     fn conclude(&self, container: &Container, process: &Process, exit: Exit) {
-        let is_alone = !self.is_shared.load(Ordering::Acquire) && !self.is_apart.load(Ordering::Acquire);
+        let is_alone = !self.is_shared.load(Ordering::Acquire) && !self.is_apart();
         if is_alone && process.id.exec.is_empty() {
             self.end_machine(container);
         }
@@ -223,7 +223,7 @@ impl Pod {
         }
         let pod = Arc::clone(self);
         let insist = move || {
-            if process.wait_for(OBEDIENCE).is_some() {
+            if process.ended.wait_for(OBEDIENCE).is_some() {
                 return;
             }
             let container = &process.id.container;
@@ -243,8 +243,7 @@ impl Pod {
             container.execs().iter().for_each(|process| self.lose(process));
             self.lose(&container.init);
         }
-        lock(&self.end).get_or_insert_with(Exit::killed);
-        self.ended.notify_all();
+        self.ended.tell(Exit::killed());
     }
 
     /// Adds a further process to a container; its start makes it.
@@ -277,6 +276,10 @@ impl Pod {
     pub(crate) fn delete(self: &Arc<Self>, container: &str, exec: &str) -> Result<Exit, ShimError> {
         let container = self.container(container)?;
         let process = container.process(exec)?;
+        let mut is_deleted = lock(&process.is_deleted);
+        if *is_deleted {
+            return Err(container.lacks(exec));
+        }
         if !exec.is_empty() {
             let stage = process.stage();
             let (exit, has_run) = match &*stage {
@@ -284,12 +287,7 @@ impl Pod {
                 Stage::Added(_) => (Exit::none(), false),
                 _ => return Err(ShimError::DeleteRunning),
             };
-            if process.is_deleted.swap(true, Ordering::AcqRel) {
-                return Err(ShimError::NoProcess {
-                    container: container.id.clone(),
-                    exec: exec.into(),
-                });
-            }
+            *is_deleted = true;
             if has_run {
                 drop(stage);
             } else {
@@ -304,12 +302,10 @@ impl Pod {
             return Ok(exit);
         }
         let exit = self.end(&process)?;
-        if process.is_deleted.swap(true, Ordering::AcqRel) {
-            return Err(ShimError::NoContainer(container.id.clone()));
-        }
+        *is_deleted = true;
         process.finish();
         if let Err(error) = self.sandbox().and_then(|sandbox| Ok(sandbox.delete(&container.id)?)) {
-            // With its machine everything in it is gone.
+            // With its machine everything in it is gone; and what a guest keeps, it keeps at its own cost.
             tracing::debug!(%error, "the guest does not forget the container");
         }
         // Nothing of the container is left for those that are not deleted yet.
@@ -326,7 +322,7 @@ impl Pod {
             exited_at: Some(exit.at.into()).into(),
             ..Default::default()
         });
-        if is_last && !self.is_apart.load(Ordering::Acquire) {
+        if is_last && !self.is_apart() {
             self.remove_sandbox();
         }
         self.end_if_asked();
@@ -351,7 +347,7 @@ impl Pod {
             self.exit(process, stage, exit);
             return Ok(exit);
         }
-        if let Some(exit) = process.wait_for(KILL_PATIENCE) {
+        if let Some(exit) = process.ended.wait_for(KILL_PATIENCE) {
             return Ok(exit);
         }
         self.insist_on_end(Arc::clone(process));

@@ -27,6 +27,7 @@ use husk_sandbox::timeline::Timeline;
 use crate::bootstrap;
 use crate::config::Config;
 use crate::container::Container;
+use crate::ended::Ended;
 use crate::error::{ShimError, chain};
 use crate::events::Publisher;
 use crate::exits;
@@ -58,13 +59,11 @@ pub(crate) struct Pod {
     /// None where one is being created.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
     /// How the sandbox has ended.
-    end: Mutex<Option<Exit>>,
-    ended: Condvar,
+    pub(crate) ended: Ended,
     /// Whether other containers may come to the first one's machine.
     is_shared: AtomicBool,
-    /// Whether containerd has the sandbox apart from its containers, and ends it itself.
-    is_apart: AtomicBool,
-    /// What holds the namespaces of such a sandbox, by the guest's name for it.
+    /// What holds the namespaces of a sandbox that containerd has apart from its containers, and ends itself: the guest's name
+    /// for it.
     pause: OnceLock<String>,
     /// Whether containerd has asked the shim to end while it was in use. It does not ask again.
     ends_unused: AtomicBool,
@@ -90,10 +89,8 @@ impl Pod {
             machine: Mutex::default(),
             is_ready: Mutex::default(),
             containers: Mutex::default(),
-            end: Mutex::default(),
-            ended: Condvar::new(),
+            ended: Ended::default(),
             is_shared: AtomicBool::new(false),
-            is_apart: AtomicBool::new(false),
             pause: OnceLock::new(),
             ends_unused: AtomicBool::new(false),
             is_over: Mutex::default(),
@@ -212,33 +209,21 @@ impl Pod {
             exec: String::new(),
         };
         sandbox.start(&pause)?;
-        self.is_apart.store(true, Ordering::Release);
         // There is one sandbox, which is started once.
         let _ = self.pause.set(name.to_owned());
         Ok(sandbox.pid())
     }
 
+    fn is_apart(&self) -> bool {
+        self.pause.get().is_some()
+    }
+
     /// Says how the sandbox has ended, unless it has ended before; nothing of it is left then.
     pub(crate) fn end_sandbox(&self, exit: Exit) {
-        lock(&self.end).get_or_insert(exit);
+        // Its machine ends now, and is not the reason.
+        self.ended.note(exit);
         self.remove_sandbox();
-        self.ended.notify_all();
-    }
-
-    /// How the sandbox has ended, if it has.
-    pub(crate) fn sandbox_end(&self) -> Option<Exit> {
-        *lock(&self.end)
-    }
-
-    /// Waits until the sandbox has ended, however long that takes.
-    pub(crate) fn wait_for_sandbox(&self) -> Exit {
-        let mut end = lock(&self.end);
-        loop {
-            if let Some(exit) = *end {
-                return exit;
-            }
-            end = self.ended.wait(end).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.ended.tell(exit);
     }
 
     /// All containers.
@@ -255,7 +240,7 @@ impl Pod {
 
     /// Whether there are containers, or a sandbox that is ended by its own call.
     pub(crate) fn is_in_use(&self) -> bool {
-        let is_apart = self.is_apart.load(Ordering::Acquire) && self.sandbox_end().is_none();
+        let is_apart = self.is_apart() && self.ended.get().is_none();
         is_apart || !lock(&self.containers).is_empty()
     }
 

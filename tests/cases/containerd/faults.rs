@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use husk_tests::{Containerd, Events, Host, Process, Release, SmallDisk, kill_agent};
+use husk_tests::{Bundle, Containerd, Event, Events, Host, Process, Release, SmallDisk, busybox, kill_agent};
+use serde_json::json;
 
 use super::{HUSK, Peer, cases};
 
@@ -130,4 +131,27 @@ fn a_disk_is_full() {
     }
     let words = ["run", "--rm", "--runtime", HUSK, &image, "box", "echo", "out"];
     containerd.run(words).exits(0).prints("out\n");
+}
+
+/// Of a process whose start has been told its end is told too, also when that comes before the start is answered.
+#[test]
+fn a_machine_is_killed_while_its_container_starts() {
+    let host = Host::new();
+    let containerd = Containerd::start(&host, Release::Built);
+    // Runs on the host when the process runs; what it reads tells the machine's process id.
+    let script = "pid=$(grep -o '\"pid\":[0-9]*'); kill -9 ${pid#*:}; sleep 3";
+    let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}]);
+    let bundle = Bundle::of_script(&host, busybox(), "exec sleep 1000").with("/root/path", json!(busybox()));
+    let bundle = bundle
+        .without_mount("/sys/fs/cgroup")
+        .with("/hooks", json!({ "poststart": hook }));
+    let config = bundle.path().join("config.json");
+    let mut events = containerd.events();
+    let options = ["--detach", "--runtime", HUSK, "--config", config.to_str().unwrap()];
+    let told = containerd.run([&["run"], &options[..], &["box"]].concat());
+    let seen = events.until("box", Event::is_end);
+    assert_eq!(seen.last().unwrap().body["exit_status"], 137, "{told} {seen:?}");
+    assert!(seen.iter().any(|event| event.topic == "start"), "{told} {seen:?}");
+    containerd.run(["tasks", "delete", "box"]).exits(0);
+    containerd.run(["containers", "delete", "box"]).exits(0);
 }

@@ -58,6 +58,25 @@ fn kubelets_files(directory: &Path) -> Value {
     ])
 }
 
+/// Waits until a pod is seen without its sandbox.
+#[track_caller]
+fn await_end(cri: &Cri<'_>, pod: &str) {
+    await_answer(cri, "PodSandboxStatus", &json!({"pod_sandbox_id": pod}), |answer| {
+        answer["status"]["state"] == NOT_READY
+    });
+}
+
+/// Stops and removes a pod with its containers.
+#[track_caller]
+fn remove(cri: &Cri<'_>, pod: &str, containers: &[&str]) {
+    for container in containers {
+        cri.call("StopContainer", &json!({"container_id": container}));
+        cri.call("RemoveContainer", &json!({"container_id": container}));
+    }
+    cri.call("StopPodSandbox", &json!({"pod_sandbox_id": pod}));
+    cri.call("RemovePodSandbox", &json!({"pod_sandbox_id": pod}));
+}
+
 fn a_pods_containers_share_a_machine(release: Release, sandboxer: &str) {
     let host = Host::new();
     let cri = Cri::start(&host, release, sandboxer);
@@ -95,17 +114,20 @@ fn a_pods_containers_share_a_machine(release: Release, sandboxer: &str) {
         said.contains("stdout F token key part\n") && said.contains("stdout F fixed\n"),
         "{said}"
     );
+    if release == Release::Built {
+        // As the kubelet tells that a pod is resized. It goes on to its containers.
+        let resources = json!({"memory_limit_in_bytes": 300 << 20});
+        cri.call(
+            "UpdatePodSandboxResources",
+            &json!({"pod_sandbox_id": pod, "resources": resources}),
+        );
+    }
     let stats = cri.call("ContainerStats", &json!({"container_id": one}));
     assert!(
         stats["stats"]["memory"]["usage_bytes"]["value"].as_u64() > Some(0),
         "{stats}"
     );
-    for container in [&one, &two, &three] {
-        cri.call("StopContainer", &json!({"container_id": container}));
-        cri.call("RemoveContainer", &json!({"container_id": container}));
-    }
-    cri.call("StopPodSandbox", &json!({"pod_sandbox_id": pod}));
-    cri.call("RemovePodSandbox", &json!({"pod_sandbox_id": pod}));
+    remove(&cri, &pod, &[&one, &two, &three]);
 }
 
 #[test]
@@ -135,9 +157,7 @@ fn a_pod_loses_its_machine() {
         answer["status"]["state"] == EXITED
     });
     assert_eq!(ended["status"]["exit_code"], 137, "{ended}");
-    await_answer(&cri, "PodSandboxStatus", &json!({"pod_sandbox_id": pod}), |answer| {
-        answer["status"]["state"] == NOT_READY
-    });
+    await_end(&cri, &pod);
     cri.call("RemovePodSandbox", &json!({"pod_sandbox_id": pod}));
 }
 
@@ -150,12 +170,8 @@ fn a_pod_loses_its_pause() {
     let container = cri.run_container(&pod, "one", "exec sleep 1000");
     let kill = ["--namespace", "k8s.io", "tasks", "kill", "--signal", "KILL", &pod];
     cri.containerd().run(kill).exits(0);
-    await_answer(&cri, "PodSandboxStatus", &json!({"pod_sandbox_id": pod}), |answer| {
-        answer["status"]["state"] == NOT_READY
-    });
-    cri.call("StopContainer", &json!({"container_id": container}));
-    cri.call("RemoveContainer", &json!({"container_id": container}));
-    cri.call("RemovePodSandbox", &json!({"pod_sandbox_id": pod}));
+    await_end(&cri, &pod);
+    remove(&cri, &pod, &[&container]);
 }
 
 /// Where no container stands for the sandbox its namespaces have a process in the guest all the same.
@@ -165,10 +181,28 @@ fn a_pod_whose_sandbox_is_the_shim_loses_its_namespaces() {
     let cri = Cri::start(&host, Release::Built, "shim");
     let pod = cri.run_pod();
     let container = cri.run_container(&pod, "one", "kill 1; exec sleep 1000");
-    await_answer(&cri, "PodSandboxStatus", &json!({"pod_sandbox_id": pod}), |answer| {
-        answer["status"]["state"] == NOT_READY
-    });
-    cri.call("StopContainer", &json!({"container_id": container}));
-    cri.call("RemoveContainer", &json!({"container_id": container}));
-    cri.call("RemovePodSandbox", &json!({"pod_sandbox_id": pod}));
+    await_end(&cri, &pod);
+    remove(&cri, &pod, &[&container]);
+}
+
+/// A pod outlives many containerds, each of which waits for the end of its containers.
+#[test]
+fn a_shim_keeps_nothing_of_containerds_that_have_gone() {
+    let host = Host::new();
+    let mut cri = Cri::start(&host, Release::Built, "podsandbox");
+    let pod = cri.run_pod();
+    let container = cri.run_container(&pod, "one", "exec sleep 1000");
+    let shim = cri.containerd().shim(&pod);
+    let before = shim.descriptors();
+    for _ in 0..4 {
+        cri.restart();
+        assert_eq!(cri.exec(&container, "exit 5"), 5);
+    }
+    let deadline = Instant::now() + LIMIT;
+    while shim.descriptors() > before {
+        let now = shim.descriptors();
+        assert!(Instant::now() < deadline, "{before} descriptors before, {now} now");
+        thread::sleep(Duration::from_millis(500));
+    }
+    remove(&cri, &pod, &[&container]);
 }

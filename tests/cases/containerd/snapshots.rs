@@ -54,13 +54,13 @@ impl ThinPool {
 
 impl Drop for ThinPool {
     fn drop(&mut self) {
-        let devices = told(Command::new("dmsetup").arg("ls"));
-        let devices = devices.lines().filter_map(|line| line.split_whitespace().next());
+        let listed = Command::new("dmsetup").arg("ls").output();
+        let listed = listed.map_or_else(|error| error.to_string().into_bytes(), |listed| listed.stdout);
+        let listed = String::from_utf8_lossy(&listed);
         let cut = format!("{}-", self.name);
-        for device in devices
-            .filter(|name| name.starts_with(&cut))
-            .chain([self.name.as_str()])
-        {
+        let devices = listed.lines().filter_map(|line| line.split_whitespace().next());
+        let devices = devices.filter(|name| name.starts_with(&cut));
+        for device in devices.chain([&*self.name]) {
             let removed = Command::new("dmsetup").args(["remove", "--retry", device]).status();
             let removed = removed.is_ok_and(|status| status.success());
             assert!(removed || std::thread::panicking(), "remove {device}");

@@ -34,6 +34,8 @@ func messages(method string) (request, response any) {
 		return &cri.StopPodSandboxRequest{}, &cri.StopPodSandboxResponse{}
 	case "RemovePodSandbox":
 		return &cri.RemovePodSandboxRequest{}, &cri.RemovePodSandboxResponse{}
+	case "UpdatePodSandboxResources":
+		return &cri.UpdatePodSandboxResourcesRequest{}, &cri.UpdatePodSandboxResourcesResponse{}
 	case "PodSandboxStatus":
 		return &cri.PodSandboxStatusRequest{}, &cri.PodSandboxStatusResponse{}
 	case "PodSandboxStats":

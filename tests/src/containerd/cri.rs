@@ -163,6 +163,12 @@ impl<'h> Cri<'h> {
         self.call("ExecSync", &request)
     }
 
+    /// Kills containerd and starts it again.
+    pub fn restart(&mut self) {
+        self.containerd.crash();
+        self.containerd.restart();
+    }
+
     /// The containerd.
     pub fn containerd(&self) -> &Containerd<'h> {
         &self.containerd

@@ -32,7 +32,8 @@ Suites:
   client  Of containerd's client, of the version that tests/peers/suites pins
   cri     Of containerd's part for Kubernetes, of the same version
 
-What the tests say goes to the directory suites in the build output.
+Four tests, which take an hour or download other versions, run only when they are named. What the tests say goes to the
+directory suites in the build output.
 
 Options:
   -h, --help  This text

@@ -40,7 +40,7 @@ const COPIED: [&str; 8] = [
     "/sbin/docker-init",
     "/run/podman-init",
     "/dev/init",
-    // Empty, for the container's last words.
+    // A kubelet's empty file, for the container's last words.
     "/dev/termination-log",
 ];
 /// The kinds of a pod's volumes that a kubelet fills, and has mounted read-only.
@@ -105,20 +105,18 @@ pub(super) fn find(index: usize, source: &Path, destination: &str, root: &Path) 
         return Err(refused());
     }
     let mut copy = Copy::default();
-    let mut add = || {
-        if is_kubelets && real.is_dir() {
-            copy.top = Some(fs::File::open(&real).map_err(Fault::Read)?);
-        }
-        // A link in the place of the file itself is not followed: what is read is what the configuration names.
-        copy.add(source, PathBuf::new(), is_kubelets || is_secret)
-    };
-    add().map_err(|fault| match fault {
-        Fault::Read(error) => unreadable(error),
-        Fault::Kind(fault) => BundleError::Invalid {
-            path: format!("mounts[{index}].source"),
-            fault,
-        },
-    })?;
+    if is_kubelets && real.is_dir() {
+        copy.top = Some(fs::File::open(&real).map_err(unreadable)?);
+    }
+    // A link in the place of the file itself is not followed: what is read is what the configuration names.
+    copy.add(source, PathBuf::new(), is_kubelets || is_secret)
+        .map_err(|fault| match fault {
+            Fault::Read(error) => unreadable(error),
+            Fault::Kind(fault) => BundleError::Invalid {
+                path: format!("mounts[{index}].source"),
+                fault,
+            },
+        })?;
     Ok(Source::Copy(copy.files))
 }
 
@@ -129,18 +127,17 @@ pub(super) fn find(index: usize, source: &Path, destination: &str, root: &Path) 
 /// - `pods/POD/containers/CONTAINER/FILE`, for the termination message, wherever in the container that is to be.
 fn is_kubelets(path: &Path) -> bool {
     let names: Vec<_> = path.iter().filter_map(|name| name.to_str()).collect();
-    let Some(pods) = names.iter().position(|name| *name == "pods") else {
-        return false;
-    };
-    match names[pods + 1..] {
+    let pods = (0..names.len()).filter(|at| names[*at] == "pods");
+    let mut those_of_pods = pods.map(|at| names.split_at(at + 1));
+    those_of_pods.any(|(pods, names)| match *names {
         [_, "volumes", kind, _, ..] => KUBELETS.contains(&kind),
         [pod, "volume-subpaths", volume, _, _] => {
-            let volumes = names[..=pods].iter().collect::<PathBuf>().join(pod).join("volumes");
+            let volumes = pods.iter().collect::<PathBuf>().join(pod).join("volumes");
             KUBELETS.iter().any(|kind| volumes.join(kind).join(volume).is_dir())
         }
         [_, "containers", _, _] => true,
         _ => false,
-    }
+    })
 }
 
 /// A directory in memory, with its size.
@@ -221,7 +218,7 @@ impl Copy {
     fn open(&self, path: &Path, name: &Path) -> Result<fs::File, Fault> {
         // A FIFO must not block the open.
         let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let Some(top) = self.top.as_ref().filter(|_| name.iter().next().is_some()) else {
+        let Some(top) = self.top.as_ref().filter(|_| !name.as_os_str().is_empty()) else {
             let mut options = OpenOptions::new();
             let options = options.read(true).custom_flags((flags | OFlag::O_NOFOLLOW).bits());
             return options.open(path).map_err(Fault::Read);
